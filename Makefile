@@ -38,6 +38,7 @@ demo: $(VENV)/.installed ## answer questions about an invented world, plainly an
 
 docs: $(DOCS)/.installed ## the site, in site/: offline, each warning and each dead link is an error
 	$(DOCS)/bin/python -m sphinx -W --keep-going -q docs site
+	$(DOCS)/bin/python tools/check_site.py site
 
 test: $(VENV)/.hosts ## the tests: CPU, no network, a few minutes
 	$(BIN)/python -m pytest

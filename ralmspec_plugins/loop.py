@@ -54,7 +54,8 @@ def speculate(
     window = SpeculationWindow(parts, cascade, policy, limits)
     loop = _Loop(window)
     window.start(Start(request))
-    loop.take((yield loop.outgoing()))
+    while window.in_flight:  # there is no state to plan from, however long it takes
+        loop.take((yield loop.outgoing()))
     while not loop.finished():
         loop.take((yield loop.outgoing()))
     yield loop.outgoing()

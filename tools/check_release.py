@@ -110,7 +110,7 @@ def main() -> int:
     if sys.argv[1:] == ["--names"]:
         print(*named_packages())
         return 0
-    found = faults(Path(sys.argv[1]))
+    found = faults(Path(sys.argv[1]).resolve())  # pip runs in another folder
     for fault in found:
         print(fault, file=sys.stderr)
     if not found:

@@ -884,7 +884,7 @@ BUGS = (
         "ralmspec_plugins/adapters/agents.py",
         "        if self.rate_limit.active:\n            return False\n",
         "",
-        "tests/scheduling/test_rate_limit.py",
+        "tests/langchain/agents/test_rate_limit.py",
     ),
     Bug(
         "undecided speculative calls do not count against the share of dropped ones",

@@ -399,7 +399,7 @@ class TextLM(Generic[GivenT]):
         progress.charge(bound)
         draft.made.append(made := MadeCall())
         with call.alone():
-            written = call.write(given, progress, _showing(draft, step, progress))
+            written = call.write(given, progress, self._showing(draft, step, progress))
             self._check(written)
         made.usage = written.usage
         if written.usage.total_tokens:
@@ -417,12 +417,23 @@ class TextLM(Generic[GivenT]):
         progress.charge(bound)
         draft.made.append(made := MadeCall())
         with call.alone():
-            written = await call.awrite(given, progress, _showing(draft, step, progress))
+            written = await call.awrite(given, progress, self._showing(draft, step, progress))
             self._check(written)
         made.usage = written.usage
         if written.usage.total_tokens:
             progress.charge(written.usage.total_tokens - bound)
         return replace(taken(draft, written, step, bound, self.sentence_stop), call=made)
+
+    def _showing(self, draft: TextDraft, step: Step, progress: Progress) -> Show:
+        """Return the function that reports a draft with the partial text of a call."""
+        stop = self.sentence_stop if step == "stop" else None
+        streamed = Streamed(draft, sentence=step == "sentence", sentence_stop=stop)
+
+        def show(written: Written) -> None:
+            if progress.wanted:
+                progress.report(streamed.shown(written))
+
+        return show
 
     def _check(self, written: Written) -> None:
         """Check that a call returned the requested log-probabilities.
@@ -451,14 +462,3 @@ def first_step(*, whole: bool, sentence_stop: str | None) -> Step:
     if whole:
         return "whole"
     return "tokens" if sentence_stop is None else "stop"
-
-
-def _showing(draft: TextDraft, step: Step, progress: Progress) -> Show:
-    """Return the function that reports a draft with the partial text of a call."""
-    streamed = Streamed(draft, sentence=step == "sentence")
-
-    def show(written: Written) -> None:
-        if progress.wanted:
-            progress.report(streamed.shown(written))
-
-    return show

@@ -161,9 +161,11 @@ def grown_to_stop(draft: TextDraft, written: Written, stop: str, bound: int) -> 
 
     The model's end is indistinguishable from that stop; so the text ends with
     an empty result. The stop string is not restored if the limit cut the text.
+    The text of a model that ignores stop strings is cut as such a host cuts it.
     """
-    cut_off = not written.text or written.ended is False
-    piece = written.text if cut_off else written.text + stop
+    text, found, _ = written.text.partition(stop)
+    cut_off = not text or (written.ended is False and not found)
+    piece = text if cut_off else text + stop
     spent = draft.spent + min(bound, max(1, len(_UNIT.findall(piece))))
     ended = not piece or spent >= draft.origin.max_tokens
     return _appended(draft, written, piece, spent=spent, ended=ended)
@@ -180,10 +182,16 @@ class Streamed:
     A text of n tokens is reported n times: reading all of it each time would take n * n.
     """
 
-    def __init__(self, draft: TextDraft, *, sentence: bool = False) -> None:
-        """Continue this draft, by one sentence or by the whole result."""
+    def __init__(
+        self, draft: TextDraft, *, sentence: bool = False, sentence_stop: str | None = None
+    ) -> None:
+        """Continue this draft, by one sentence or by the whole result.
+
+        With `sentence_stop` the sentence ends before that string.
+        """
         self._draft = draft
         self._sentence = sentence
+        self._mark = sentence_stop
         self._end: int | None = None  # of the sentence, once it is known
         self._stop: int | None = None  # where the first stop string starts
         self._behind = self._looked = len(draft.text)  # for a sentence's end; for stop strings
@@ -211,12 +219,24 @@ class Streamed:
         )
 
     def _cut(self, text: str) -> str:
+        if self._mark:
+            return self._before_mark(text, self._mark)
         if not self._sentence:
             return text
         if self._end is None:
             self._end = sentence_end(text, self._behind)
             self._behind = max(self._behind, no_end_before(text))
         return text if self._end is None else text[: self._end]
+
+    def _before_mark(self, text: str, mark: str) -> str:
+        """Return the text before the mark, and before what may be the start of the mark."""
+        if self._end is None:
+            found = text.find(mark, self._behind)
+            self._behind = max(self._behind, len(text) - len(mark) + 1)
+            if found < 0:
+                return text[: max(len(self._draft.text), settled_length(text, [mark]))]
+            self._end = found
+        return text[: self._end]
 
 
 def first_sentence(text: str, piece: str) -> str:

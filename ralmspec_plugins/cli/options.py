@@ -4,8 +4,9 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args, get_origin
@@ -70,6 +71,9 @@ def _parameter(one: inspect.Parameter, told: str, **settings: Any) -> inspect.Pa
     if get_origin(kind) is Annotated:
         kind, own = get_args(kind)
         settings |= own
+    for choice in (kind, *get_args(kind)):
+        if get_origin(choice) is Literal:
+            settings |= one_of(*get_args(choice))
     keyword = inspect.Parameter.KEYWORD_ONLY
     if one.kind is keyword:  # with one name, so that a bool has no --no-...
         name = {"name": option(one.name)} if kind is bool else {}
@@ -103,21 +107,35 @@ def duration(text: str | float) -> float:
     return value
 
 
-def workload_name(text: str) -> str:
-    """Return the name of a workload.
+def chosen(names: Sequence[str], text: str) -> str:
+    """Return the one of the names that was given.
 
-    >>> workload_name("one-shot"), workload_name("one_shot")
-    ('one-shot', 'one-shot')
+    >>> chosen(["one-shot", "sentences"], "one_shot")
+    'one-shot'
     """
-    if (name := text.replace("_", "-")) not in WORKLOAD_NAMES:
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(WORKLOAD_NAMES)}")
+    name = text if text in names else text.replace("_", "-")
+    if name not in names:
+        near = get_close_matches(name, names, 1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(names)}{meant}")
     return name
 
 
+def one_of(*names: str) -> dict[str, Any]:
+    """Return the settings of an option whose value is one of these names."""
+
+    def parse(text: str) -> str:  # typer asks for the name of a parser
+        return chosen(names, text)
+
+    return {
+        "parser": parse,
+        "metavar": f"[{'|'.join(names)}]",
+        "autocompletion": lambda: list(names),
+    }
+
+
 WORKLOAD_NAMES: Final = tuple(name.replace("_", "-") for name in sorted(WORKLOADS))
-WorkloadOption = Annotated[
-    str, {"parser": workload_name, "metavar": f"[{'|'.join(WORKLOAD_NAMES)}]"}
-]
+WorkloadOption = Annotated[str, one_of(*WORKLOAD_NAMES)]
 DrafterName = Literal["none", "suffix", "passages", "both", "corpus", "rapid"]
 Count = Annotated[int, {"min": 1}]
 Probability = Annotated[float, {"min": 0.0, "max": 1.0}]

@@ -76,7 +76,11 @@ def create_app(
     admission = Admission(limits)
     service = Service(limits, admission, Metrics(served, admission))
     app = FastAPI(
-        title="ralmspec", docs_url=None, redoc_url=None, lifespan=_lifespan(service, served)
+        title="ralmspec",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # it would go to any host that a request names, and to http
+        lifespan=_lifespan(service, served),
     )
     routes = _Routes(service, served, keys, question_of, tenant_header)
     _add_routes(app, routes, _request_model(ignore))
@@ -258,6 +262,8 @@ def _form_error(error: RequestValidationError) -> ApiError:
         message = "the body is not valid JSON"
     elif place == "the body" and first["type"] != "value_error":  # of a model that read it
         message = "the body must be a JSON object, sent with Content-Type: application/json"
+    elif first["type"] == "value_error":
+        message = f"{place}: {first['ctx']['error']}"
     else:
         message = f"{place}: {first['msg']}"
     return ApiError(400, message, param=place)

@@ -16,6 +16,7 @@ _log = logging.getLogger(__name__)
 _FIELDS: Final = {"name", "key", "sha256", "tenants", "admin"}
 _SHORTEST: Final = 16  # characters of a key
 _HEX: Final = 64  # digits of a SHA-256
+_OF_OTHERS: Final = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,9 @@ class ApiKeys:
             OSError: it cannot be read.
         """
         path = Path(path)
-        if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-            _log.warning("%s can be read by other users of this machine: chmod 600", path)
+        if path.stat().st_mode & _OF_OTHERS:
+            told = "%s can be read or changed by other users of this machine: chmod 600"
+            _log.warning(told, path)
         try:
             read = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError):

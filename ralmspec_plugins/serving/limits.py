@@ -24,6 +24,7 @@ class Limits:
     waiting: int = 256  # requests that wait for their turn
     per_tenant: int | None = None  # of both together, for one tenant; None: all
     deadline_s: float = 300.0  # from the beginning of the answer; waiting is not counted
+    header_timeout_s: float = 30.0  # for the headers, under `ralmspec serve`; others have their own
     body_timeout_s: float = 30.0  # for a request's body to arrive
     send_timeout_s: float = 60.0  # for a client to take the next piece
     retry_after_s: int = 1  # in the header of a refusal

@@ -25,11 +25,13 @@ class _Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _few(cls, fields: Any) -> Any:
-        """Check the number of fields: naming each unknown one would block the event loop."""
-        if isinstance(fields, dict) and len(fields) > _MOST_FIELDS:
+    def _given(cls, fields: Any) -> Any:
+        """Leave out what is null, and check the number: naming each would block the event loop."""
+        if not isinstance(fields, dict):
+            return fields
+        if len(fields) > _MOST_FIELDS:
             raise ValueError(f"there are {len(fields)} fields, and this server knows fewer")
-        return fields
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 _FEW: Final[Any] = Field(min_length=1, max_length=_MOST_PARTS, fail_fast=True)
@@ -78,7 +80,7 @@ class ChatRequest(_Strict):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: str | list[str] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    n: Literal[1] | None = 1
+    n: Annotated[int, Field(ge=1, le=1)] | None = 1  # a Literal would take true and 1.0, too
     x_ralmspec: Extension | None = Extension()
 
     @property
@@ -274,6 +276,8 @@ def question_in(
     Raises:
         InputError: a field has a value that cannot be applied.
     """
+    if asked.stream_options is not None and not asked.stream:
+        raise InputError("stream_options are for a stream: set stream to true, or leave them out")
     text = question_of(asked.messages)
     if not text.strip():
         raise InputError("the question is empty")

@@ -6,9 +6,11 @@ import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.serving.limits import Admission, Limits
@@ -77,9 +79,12 @@ def run(
         if show is not None:
             show(app.state.admission)
 
+    class Connection(_Connection):
+        header_timeout_s = limits.header_timeout_s
+
     config = uvicorn.Config(
         app,
-        http="h11",  # it has a limit of headers
+        http=Connection,
         h11_max_incomplete_event_size=limits.max_header_bytes + (8 << 10),
         ws="none",
         lifespan="on",
@@ -100,6 +105,37 @@ def run(
     finally:
         signal.signal(signal.SIGTERM, before)
         listening.close()
+
+
+class _Connection(H11Protocol):  # of uvicorn's the one that has a limit of headers
+    """A connection that is closed if a request's headers do not arrive in time."""
+
+    header_timeout_s: ClassVar[float]
+    _closing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Limit the time of headers that have begun; the time is not prolonged by more of them."""
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_watching()
+        elif self._closing is None:
+            self._closing = self.loop.call_later(self.header_timeout_s, self.transport.close)
+
+    def _stop_watching(self) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
 
 
 class _Server(uvicorn.Server):

@@ -142,6 +142,35 @@ def test_a_stop_string_ends_a_sentence_and_is_put_back() -> None:
     assert grown_to_stop(begun(max_tokens=2), Written(" It rained"), ".", 2).finished
 
 
+@pytest.mark.parametrize("ended", [True, False, None])
+def test_a_model_that_ignores_its_stop_string_is_cut_there(ended: bool | None) -> None:
+    """The mark is there once; what stands behind it is dropped, as by a host that stops there."""
+    draft = grown_to_stop(begun(), Written(" It rained. It poured. It", ended=ended), ".", 12)
+    assert (" It rained.", 2, False) == (draft.text, draft.spent, draft.finished)
+
+    draft = grown_to_stop(draft, Written(" It poured.", ended=ended), ".", 12)
+    assert (" It rained. It poured.", 4, False) == (draft.text, draft.spent, draft.finished)
+
+    draft = grown_to_stop(draft, Written(". More.", ended=ended), ".", 12)
+    assert (" It rained. It poured.", True) == (draft.text, draft.finished)
+
+
+@given(text=TEXTS, piece=TEXTS, mark=st.text("ab.", min_size=1, max_size=3), stop=st.lists(TEXTS))
+def test_a_stream_up_to_a_mark_shows_nothing_behind_it(
+    text: str, piece: str, mark: str, stop: list[str]
+) -> None:
+    """What it shows grows, and stays: where the model stops at the mark, and where it does not."""
+    draft = TextDraft(Request(prompt="Who?", stop=tuple(filter(None, stop))), text)
+    streamed, shown = Streamed(draft, sentence_stop=mark), [""]
+    for size in range(len(piece) + 1):
+        shown.append(streamed.shown(Written(piece[:size])).settled)
+        assert shown[-1].startswith(shown[-2])
+
+    for ended in (True, False):
+        kept = grown_to_stop(draft, Written(piece, ended=ended), mark, 12)
+        assert kept.text.startswith(shown[-1])
+
+
 def test_a_whole_answer_is_taken_as_it_is() -> None:
     """But for a stop string that somebody asked for."""
     assert ("", True) == (whole(begun(), Written("")).text, True)

@@ -2,16 +2,20 @@
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import ralmspec_plugins
+from ralmspec_plugins.cli.app import app
 from tests.cli.conftest import Run, names
 
 PATIENCE_S = 60.0
@@ -83,6 +87,41 @@ def test_help_names_the_commands(run: Run) -> None:
 
         assert code == result.exit_code
         assert all(name in result.output for name in ("index", "ask", "demo", "diagnose"))
+
+
+CHOICE = re.compile(r"(--[\w-]+) .*\[(\w[\w-]*(?:\|[\w-]+)+)\]")
+
+
+def test_a_misspelt_name_is_answered_with_the_right_one(run: Run) -> None:
+    """In every option of every command that takes one of some names; all are listed."""
+    tried = set()
+    for name, command in commands(typer.main.get_command(app)):
+        context = typer.Context(command)  # type: ignore[arg-type]
+        records = [parameter.get_help_record(context) for parameter in command.params]
+        shown = "\n".join(record[0] for record in records if record)
+        for option, names_of in CHOICE.findall(shown):
+            known = names_of.split("|")
+            result = run(*name, option, f"{known[0]}x")
+            said = " ".join(result.stderr.replace("│", " ").split())
+            tried.add(option)
+
+            assert result.exit_code == 2
+            assert (
+                f"Invalid value for '{option}': '{known[0]}x' is not one of {', '.join(known)}; "
+                f"did you mean '{known[0]}'?"
+            ) in said
+            assert "did you mean" not in run(*name, option, "zzzz").stderr
+
+    assert {"--schedule", "--workload", "--drafter", "--hops", "--search", "--eviction"} <= tried
+
+
+def commands(group: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield all commands with their names, those of a group too."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from (((name, *path), one) for path, one in commands(command))
+        else:
+            yield (name,), command
 
 
 @pytest.mark.parametrize("package", ["typer", "rich"])

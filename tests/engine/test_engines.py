@@ -20,6 +20,7 @@ from ralmspec_plugins import (
     Request,
     Settings,
     Simulation,
+    plain,
 )
 from ralmspec_plugins.errors import ConfigError, DeadlineExceeded, InputError
 from ralmspec_plugins.protocols import Progress
@@ -418,3 +419,28 @@ def test_settings_without_a_meaning_are_refused(wrong: Callable[[], Any]) -> Non
     """Each says what was got."""
     with pytest.raises(ConfigError, match="got"):
         wrong()
+
+
+class LateWorkload(EchoWorkload):
+    """Takes longer to start than an engine waits for a completion before it looks again."""
+
+    def start(self, request: Request) -> Any:
+        time.sleep(0.05)
+        return super().start(request)
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+async def test_a_request_that_starts_late_is_answered(
+    speculate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No query is formed before there is a state: a model that others use is waited for."""
+    monkeypatch.setattr("ralmspec_plugins.engine.base.PATIENCE_S", 0.005)
+    settings = Settings(speculate=speculate)
+    expected = plain(EchoWorkload(), WordRetriever(TEXTS), PROMPT).text
+    with Engine(LateWorkload(), WordRetriever(TEXTS), settings) as engine:
+        ran, events = engine.run(PROMPT), engine.events(PROMPT)
+        streamed = events.answer
+    async_engine = AsyncEngine(LateWorkload(), WordRetriever(TEXTS), settings)
+
+    assert expected
+    assert expected == ran.text == streamed.text == (await async_engine.run(PROMPT)).text

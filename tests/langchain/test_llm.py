@@ -166,6 +166,30 @@ def test_sentences_through_a_stop_string() -> None:
     assert llm.calls[0]["stop"] == ["!"]  # and nothing else, or it could not be said why it ended
 
 
+class DeafLLM(WordLLM):
+    """A model that takes stop strings and ignores them."""
+
+    def _words(self, prompt: str, stop: Any, kwargs: Any) -> Any:
+        return super()._words(prompt, None, kwargs)
+
+
+@pytest.mark.parametrize("mark", [".", ". The"])
+def test_sentences_of_a_model_that_ignores_its_stop_string(mark: str) -> None:
+    """They are those of a model that stops there: plainly, with speculation, and streamed."""
+    requests = [Request(prompt=question, max_tokens=999) for question in SOME]
+    listening, workload = (
+        Sentences(HostLM(llm, PARTS, sentence_stop=mark), max_sentences=3)
+        for llm in (WordLLM(), DeafLLM())
+    )
+    expected = [plain(listening, RETRIEVER, request).text for request in requests]
+
+    assert len(SOME) < sum(text.count(mark) for text in expected) <= 3 * len(SOME)
+    assert expected == [plain(workload, RETRIEVER, request).text for request in requests]
+    with Engine(workload, RETRIEVER) as engine:
+        assert expected == [engine.run(request).text for request in requests]
+        assert expected == ["".join(engine.stream(request)) for request in requests]
+
+
 def test_tokens_are_not_counted_with_a_stop_string() -> None:
     """A workload that counts tokens cannot be served by stopping at marks."""
     lm = HostLM(FakeListLLM(responses=["a"]), PARTS, sentence_stop=".")

@@ -211,6 +211,30 @@ def test_sentences_through_a_stop_string() -> None:
         lm.write(lm.begin(asked("Who?")), HITS, 4, Progress())
 
 
+class DeafLLM(WordLLM):
+    """A model that takes stop strings and ignores them."""
+
+    def written(self, prompt: str, kwargs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+        return super().written(prompt, {**kwargs, "stop": None})
+
+
+@pytest.mark.parametrize("mark", [".", ". The"])
+def test_sentences_of_a_model_that_ignores_its_stop_string(mark: str) -> None:
+    """They are those of a model that stops there: plainly, with speculation, and streamed."""
+    requests = [asked(question, max_tokens=999) for question in SOME]
+    listening, workload = (
+        Sentences(HostLM(llm, PARTS, sentence_stop=mark), max_sentences=3)
+        for llm in (WordLLM(), DeafLLM())
+    )
+    expected = [plain(listening, RETRIEVER, request).text for request in requests]
+
+    assert len(SOME) < sum(text.count(mark) for text in expected) <= 3 * len(SOME)
+    assert expected == [plain(workload, RETRIEVER, request).text for request in requests]
+    with Engine(workload, RETRIEVER) as engine:
+        assert expected == [engine.run(request).text for request in requests]
+        assert expected == ["".join(engine.stream(request)) for request in requests]
+
+
 def test_usage_adds_up_over_calls() -> None:
     """The draft holds what all its calls have used, and no others."""
     llm = WordChat()

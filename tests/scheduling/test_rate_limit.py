@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from langchain_core.outputs import ChatResult
 
 from ralmspec_plugins import AsyncEngine, Continuous, Engine, Settings, plain
 from ralmspec_plugins.engine.session import Session
@@ -15,9 +14,6 @@ from ralmspec_plugins.protocols import Progress, speculative
 from ralmspec_plugins.scheduling.rate_limit import LONGEST_S, WAIT_S, RateLimit, asked_wait_s
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
 from ralmspec_plugins.types import Hits, Query
-from tests.brain import Brain
-from tests.langchain.agents.parts import FakeModel
-from tests.langchain.agents.twins import twins
 
 TEXTS = ["red fox", "blue whale", "green frog"]
 PROMPT = "fox whale frog fox whale frog"
@@ -149,31 +145,3 @@ def test_an_engine_goes_on_when_the_time_is_over() -> None:
     assert session.for_batch().guesses().held
     now_s = 5.0
     assert not session.guesses().held
-
-
-class LimitedModel(FakeModel):
-    """Fails with status 429 when it is called ahead."""
-
-    async def _agenerate(
-        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
-    ) -> ChatResult:
-        if run_manager is not None and run_manager.handlers:  # the host has none here
-            raise ProviderError(429)
-        return await super()._agenerate(messages, stop, run_manager, **kwargs)
-
-
-async def test_an_agent_calls_nothing_ahead_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One call ahead fails; the runs after it make none."""
-    calls: list[bool] = []
-
-    def limited(self: Any, error: BaseException) -> None:
-        calls.append(isinstance(error, ProviderError))
-        noted(self, error)
-
-    noted = RateLimit.note
-    monkeypatch.setattr(RateLimit, "note", limited)
-    seen = await twins(lambda: LimitedModel(brain=Brain(seed=3, hops=3)), times=3)
-
-    assert seen.plain == seen.ahead
-    assert [True] == calls
-    assert 1 == seen.stats.calls_ahead == seen.stats.failed

@@ -180,6 +180,53 @@ def test_usage_counts_what_is_part_of_the_answer(http: httpx.Client) -> None:
     assert found["output_tokens"] == 20
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_stops_seeds_and_limits_are_the_engines(stream: bool) -> None:
+    """Each answer is `Engine.run`'s with the same settings, whatever they are."""
+    pytest.importorskip("transformers")
+    from ralmspec_plugins import Engine
+    from ralmspec_plugins.lm import HuggingFaceLM, Sampling
+    from ralmspec_plugins.testing.models import tiny_llama, tiny_tokenizer
+    from ralmspec_plugins.types import Request
+    from tests.serving.parts import CHAT, body, client_of, read_stream, retriever
+
+    lm = HuggingFaceLM(tiny_llama(context=256), tiny_tokenizer(), sampling=Sampling())
+    prompt = "wh\xe4le \U0001f433 \u4e2d"
+    with Engine(Interval(lm), retriever(), Settings(speculate=False)) as plain:
+        whole = plain.run(Request(prompt=prompt, max_tokens=20)).text
+        asked = [
+            {"max_tokens": 20},
+            {"max_tokens": 20, "stop": [whole[-3:], whole[8:10], "never"]},
+            {"max_tokens": 20, "stop": whole[5]},
+            {"max_tokens": 20, "seed": 2**63 - 1},
+            {"max_completion_tokens": 3, "seed": -(2**63)},
+        ]
+        expected = [
+            plain.run(
+                Request(
+                    prompt=prompt,
+                    max_tokens=int(fields.get("max_tokens", 3)),
+                    seed=int(fields.get("seed", 0)),
+                    stop=tuple([stop] if isinstance(stop := fields.get("stop", []), str) else stop),
+                )
+            ).text
+            for fields in asked
+        ]
+    engine = AsyncEngine(Interval(lm), retriever(), Settings())
+    async with client_of(_one(engine)) as client:
+        replies = [
+            await client.post(CHAT, json=body(prompt, "lm", stream=stream, **fields))
+            for fields in asked
+        ]
+
+    assert len(set(expected)) == len(expected)
+    assert all(len(text) < len(whole) for text in expected[1:3])
+    assert expected == [
+        read_stream(reply.text).text if stream else reply.json()["choices"][0]["message"]["content"]
+        for reply in replies
+    ]
+
+
 def _one(engine: AsyncEngine) -> object:
     from ralmspec_plugins.serving import create_app
 

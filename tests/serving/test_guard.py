@@ -395,6 +395,20 @@ def test_a_file_of_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert USER_KEY not in caplog.text
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o604, 0o620, 0o602])
+def test_others_may_neither_read_nor_change_a_file_of_keys(
+    mode: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who can change it can give a key of their own the rights of an administrator."""
+    path = tmp_path / "keys.toml"
+    path.write_text(f'[[keys]]\nname = "user"\nkey = "{USER_KEY}"\n')
+    path.chmod(mode)
+    with caplog.at_level(logging.WARNING):
+        ApiKeys.read(path)
+
+    assert ("chmod 600" in caplog.text) == (mode != 0o600)
+
+
 @pytest.mark.parametrize(
     "text",
     [

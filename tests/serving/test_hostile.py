@@ -114,8 +114,8 @@ def test_values_are_counted_as_they_are(value: Any, ascii_only: bool, cut: int) 
     found = sum(1 for _ in json_body._TOKEN.finditer(content))
 
     assert _tokens(value) == found
-    check_json(content[:cut])
-    check_json(content[cut:].replace(b"\0", b""))
+    json_body._check_size(content[:cut])
+    json_body._check_size(content[cut:].replace(b"\0", b""))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-32-be"])
@@ -125,6 +125,63 @@ async def test_other_encodings_are_refused(encoding: str) -> None:
     with pytest.raises(ApiError, match="UTF-8") as refused:
         check_json(hidden.encode(encoding))
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        b'{"model": "other", "model": "poems", "messages": [{"role": "user", "content": "fox"}]}',
+        b'{"model": "poems", "messages": [{"role": "user", "content": "fox", "content": "oak"}]}',
+        b'{"model": "poems", "m\\u006fdel": "poems", "messages": []}',
+    ],
+)
+async def test_a_name_that_is_given_twice_is_refused(twice: bytes) -> None:
+    """A proxy that allows some models may have read the other one."""
+    async with client_of(app_of(), headers={"Content-Type": "application/json"}) as client:
+        response = await client.post(CHAT, content=twice)
+
+    assert response.status_code == 400
+    assert "same name twice" in response.json()["error"]["message"]
+
+
+async def test_bytes_of_another_encoding_are_told_so() -> None:
+    """Latin-1 is what clumsy clients send."""
+    content = json.dumps(body("whal\xe9"), ensure_ascii=False).encode("latin-1")
+    async with client_of(app_of(), headers={"Content-Type": "application/json"}) as client:
+        response = await client.post(CHAT, content=content)
+
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "the body must be JSON in UTF-8"
+
+
+@pytest.mark.parametrize("path", [f"{CHAT}/", "/v1/models//", "/healthz/"])
+async def test_no_path_leads_to_another_host(path: str) -> None:
+    """A redirection would repeat the host that the request names."""
+    async with client_of(app_of(), headers={"Host": "evil.example"}) as client:
+        responses = [await client.get(path), await client.post(path, json=body())]
+
+    assert {one.status_code for one in responses} <= {404, 405}
+    assert not any("location" in one.headers for one in responses)
+
+
+async def test_requests_of_one_connection_are_answered_in_order() -> None:
+    """Though the second one came before the first was answered."""
+    with served(app_of()) as url:
+        at = urlsplit(url)
+        reader, writer = await asyncio.open_connection(at.hostname, at.port)
+        for prompt, end in ((PROMPT, "keep-alive"), ("oak", "close")):
+            content = json.dumps(body(prompt)).encode()
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            length = f"Connection: {end}\r\nContent-Length: {len(content)}\r\n\r\n"
+            writer.write(f"{head}{length}".encode() + content)
+        replies = (await reader.read()).split(b"HTTP/1.1 200 OK\r\n")
+        await leave(writer)
+
+    texts = [
+        json.loads(one.partition(b"\r\n\r\n")[2])["choices"][0]["message"]["content"]
+        for one in replies[1:]
+    ]
+    assert texts == [right(PROMPT).text, right("oak").text]
 
 
 @pytest.mark.parametrize("place", ["top", "messages", "x_ralmspec"])
@@ -138,17 +195,25 @@ async def test_many_unknown_fields_are_one_mistake(place: str) -> None:
         response = await client.post(CHAT, json=asked)
 
     assert response.status_code == 400
-    assert "fields" in response.json()["error"]["message"]
+    message = response.json()["error"]["message"]
+    assert "there are" in message
+    assert "Value error" not in message
     assert len(response.text) < 500
 
 
 @pytest.mark.parametrize(
-    "field", ["stream", "n", "x_ralmspec", "stream_options", "max_tokens", "stop", "seed"]
+    "field",
+    [
+        *("stream", "n", "x_ralmspec", "stream_options", "max_tokens", "stop", "seed"),
+        *("temperature", "tools", "response_format"),
+    ],
 )
 async def test_null_is_as_if_a_field_were_not_there(field: str) -> None:
-    """As in OpenAI's API; many clients send all their fields."""
+    """As in OpenAI's API; many clients send all their fields, of messages too."""
+    asked = body(PROMPT, **{field: None})
+    asked["messages"][0]["name"] = None
     async with client_of(app_of()) as client:
-        reply = await client.post(CHAT, json=body(PROMPT, **{field: None}))
+        reply = await client.post(CHAT, json=asked)
 
     assert reply.status_code == 200, reply.text
     assert right(PROMPT).text == reply.json()["choices"][0]["message"]["content"]
@@ -360,7 +425,7 @@ async def wait(passage):
     print("writing", flush=True)
     await asyncio.sleep(0.2 if passage != "grey stone" else 3600)
 
-limits = Limits(running=1, waiting=2)
+limits = Limits(running=1, waiting=2, header_timeout_s=0.3)
 app = create_app({"poems": poems(AsyncPoem(wait))}, limits=limits)
 listening = listen("127.0.0.1", 0)
 print(address(listening), flush=True)
@@ -436,3 +501,38 @@ async def test_a_server_that_stops_waits_no_longer_than_it_may(stream: bool) -> 
     assert "Traceback" not in told
     assert b"the server is shutting down" in sent
     assert sent.startswith(b"HTTP/1.1 503 " if not stream else b"HTTP/1.1 200 ")
+
+
+async def test_headers_that_do_not_come_hold_no_connection() -> None:
+    """Neither a byte now and then nor silence; slow answers and idle connections are others."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, "60"], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        at = urlsplit(url)
+        silent, of_silent = await asyncio.open_connection(at.hostname, at.port)
+        slow, of_slow = await asyncio.open_connection(at.hostname, at.port)
+        of_slow.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+        async with asyncio.timeout(60):
+            with suppress(ConnectionError):
+                while not slow.at_eof():
+                    of_slow.write(b"X-A: b\r\n")
+                    await of_slow.drain()
+                    await asyncio.sleep(0.02)
+                    with suppress(TimeoutError):
+                        assert await asyncio.wait_for(slow.read(1), 0.01) == b""
+            assert await silent.read() == b""
+        for writer in (of_silent, of_slow):
+            await leave(writer)
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+            first = await client.post(f"{url}/chat/completions", json=body(PROMPT))
+            await asyncio.sleep(0.5)
+            second = await client.post(f"{url}/chat/completions", json=body("oak"))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+    assert [right(PROMPT).text, right("oak").text] == [
+        reply.json()["choices"][0]["message"]["content"] for reply in (first, second)
+    ]

@@ -137,8 +137,7 @@ def url() -> Iterator[str]:
         serve.run(made, route_prefix="/")
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        ray.shutdown()  # of the cluster that was started here: Serve ends with it
         JOURNAL.unlink(missing_ok=True)
 
 
