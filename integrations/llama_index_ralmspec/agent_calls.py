@@ -47,7 +47,7 @@ class _ToolView:
         self.schema = self.about.pop("fn_schema", None)
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the schemas of the arguments are equal; `same_to_read` compares the fields."""
+        """Return whether the arguments' schemas are equal; `same_to_read` compares the fields."""
         if not isinstance(other, _ToolView):
             return NotImplemented
         if self.schema is other.schema:

@@ -35,7 +35,7 @@ class HandingOver(Brain):
 
 
 def workflow(box: Toolbox) -> AgentWorkflow:
-    agents: list[Any] = [
+    agents: Any = [
         FunctionAgent(
             name=name,
             description=name,
