@@ -889,8 +889,8 @@ BUGS = (
     Bug(
         "undecided speculative calls do not count against the share of dropped ones",
         "ralmspec_plugins/adapters/agent_limits.py",
-        "undecided = one.calls_ahead - one.committed + 1",
-        "undecided = one.dropped + 1",
+        'undecided = now["calls_ahead"] - now["committed"] + 1',
+        'undecided = now["dropped"] + 1',
         "tests/adapters/test_agent_limits.py",
     ),
     Bug(

@@ -35,11 +35,12 @@ class HandingOver(Brain):
 
 
 def workflow(box: Toolbox) -> AgentWorkflow:
+    tools: Any = box.tools(["search"])
     agents: Any = [
         FunctionAgent(
             name=name,
             description=name,
-            tools=box.tools(["search"]),
+            tools=tools,
             llm=FakeLLM(brain=HandingOver(seed=len(name), hops=4, to=other)),
             can_handoff_to=[other],
         )
