@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -98,6 +98,8 @@ class Session:
         if known is not None:
             self.costs = known.costs.copy() if merged else known.costs
             self.rates, self.rate_limit = known.rates, known.rate_limit
+        if isinstance(retriever, Verifier) and (known is None or merged):
+            self.costs.store = retriever.store_time
         self._clock = clock
         self.speculate = self.settings.speculate
         self._pure = getattr(retriever, "pure", True)
@@ -281,13 +283,21 @@ class Session:
         """Search one batch; `widely`, with prefetched hits if the ranking is the same."""
         wide = self.wide
         if wide is None or not widely:
-            return _found(self.retriever.search(queries), queries)
+            with self._timed():
+                return _found(self.retriever.search(queries), queries)
         try:
-            return _found(wide.search_wide(queries, self.settings.width(wide.k)), queries, wide.k)
+            with self._timed():
+                found = wide.search_wide(queries, self.settings.width(wide.k))
+            return _found(found, queries, wide.k)
         except Overloaded:  # independent of the width
             raise
         except Exception as error:  # noqa: BLE001 only what the plain search does counts
             return self._narrow(queries, error)
+
+    def _timed(self) -> AbstractContextManager[None]:
+        """Time a search in this thread; a verifier times its own, in the threads of its lanes."""
+        verifies = isinstance(self.retriever, Verifier)
+        return nullcontext() if verifies else self.costs.store.search()
 
     def _narrow(self, queries: Sequence[Query], error: Exception) -> list[SearchResult]:
         """Search without prefetching; if only this succeeds, later searches do the same."""

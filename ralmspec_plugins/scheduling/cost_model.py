@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import median, median_low
 
-from ralmspec_plugins.scheduling.load import ModelLoad
+from ralmspec_plugins.scheduling.load import ModelLoad, StoreTime
 
 RECENT = 5  # kept measurements of one kind
 FORGET_AFTER = 64  # searches after which a size that no longer occurs is measured again
@@ -167,10 +167,16 @@ class Costs:
     STOP_SHARE = 0.5  # of a step until a segment has stopped, before that was measured
     LONG_SEARCH = 2.0  # steps of a search that is long
 
-    def __init__(self, curve: BatchCurve | None = None, load: ModelLoad | None = None) -> None:
+    def __init__(
+        self,
+        curve: BatchCurve | None = None,
+        load: ModelLoad | None = None,
+        store: StoreTime | None = None,
+    ) -> None:
         """Create optimistic costs: without measurements, speculation pays off."""
         self.curve = curve or BatchCurve()
         self.load = load or ModelLoad()
+        self.store = store or StoreTime()
         self.contention = Contention()
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._stops: deque[float] = deque(maxlen=RECENT)
@@ -188,7 +194,7 @@ class Costs:
     def copy(self) -> "Costs":
         """Return costs that begin with what is known here, except for contention.
 
-        The model is the same one, and so is its load.
+        The model and the store are the same ones, and so is their load.
         """
         other = copy.copy(self)
         other.curve, other.contention = self.curve.copy(), Contention()
@@ -218,7 +224,8 @@ class Costs:
             busy = tuple(self._busy)
             self._side_by_side_s = self.SIDE_BY_SIDE_S if sum(busy) > len(busy) / 2 else 0.0
         alone_s = self.contention.alone_s(search.seconds, search.beside_s)
-        self.curve.observe(search.queries, alone_s)
+        hidden_s = self.store.hidden_s(search.seconds, search.busy_s)
+        self.curve.observe(search.queries, min(alone_s, hidden_s))
 
     def stopped(self, seconds: float) -> None:
         """Record the seconds from the cancellation of a segment to its end."""

@@ -1,6 +1,7 @@
-"""How busy the model of an engine is, over all requests."""
+"""How busy the model of an engine is, and its store, over all requests."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ ENOUGH: Final = 3  # durations of a level before it counts
 SLOWER: Final = 1.5  # relative duration from which on segments slow each other down
 FULL: Final = 0.85  # share of the best rate from which on the model is at its capacity
 MARGIN: Final = 0.5  # segments beyond the measured capacity
+OWN: Final = 0.5  # share of a search that its thread computes, where nothing else delays it
+KEPT: Final = 256  # searches for which that is known
+BUSY: Final = 0.8  # computed seconds a second, of the whole process, from which on threads wait
 
 
 class ModelLoad:
@@ -82,3 +86,55 @@ class ModelLoad:
         if fewest > 1 and rates[fewest] > FULL * best:  # it is reached before the fewest measured
             return 1.0
         return best * usual[fewest]
+
+
+class StoreTime:
+    """What searches compute in the threads that make them.
+
+    A search of a store in this process takes longer while other requests compute: it waits for
+    the processor, or for Python's lock. A guess cannot hide that time, since what is generated
+    meanwhile needs the processor, too. Only what the search itself computes is hidden by it, on a
+    processor of its own. The time of a store that is far away is waiting, which a guess hides,
+    however busy the process is. Thread-safe.
+
+    >>> store = StoreTime()
+    >>> store.observe(0.002, 0.002)
+    >>> store.hidden_s(0.03, busy_s=0.03), store.hidden_s(0.03, busy_s=0.01)
+    (0.002, 0.03)
+    """
+
+    def __init__(self) -> None:
+        """Create the time of a store that was not searched yet: it counts as far away."""
+        self._own: deque[float] = deque(maxlen=RECENT)
+        self._since = KEPT  # searches since one was computed by its thread
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def search(self) -> Iterator[None]:
+        """Time a search while the body makes it in this thread, unless that raises."""
+        began_s, own_s = time.perf_counter(), time.thread_time()
+        yield
+        self.observe(time.perf_counter() - began_s, time.thread_time() - own_s)
+
+    def observe(self, seconds: float, own_s: float) -> None:
+        """Record the duration of a search, and the seconds that its thread computed."""
+        with self._lock:
+            self._since = 0 if own_s >= OWN * seconds else self._since + 1
+            self._own.append(own_s)
+
+    @property
+    def computes_here(self) -> bool:
+        """Whether a recent search was computed by the thread that made it."""
+        return self._since < KEPT
+
+    def hidden_s(self, seconds: float, busy_s: float) -> float:
+        """Return the seconds of a search that a right guess hides.
+
+        Args:
+            seconds: the duration of the search.
+            busy_s: the seconds that this process computed in that time.
+        """
+        if not self.computes_here or busy_s < BUSY * seconds:
+            return seconds
+        with self._lock:
+            return min(seconds, median_low(self._own))
