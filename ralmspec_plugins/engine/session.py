@@ -429,6 +429,13 @@ class RequestContext:
             return []
         return [Settled(answer.text, answer.state)]
 
+    def learn(self) -> None:
+        """Let the speculators learn new results: after the work has begun, while it is carried out.
+
+        Before a guess is made, they have learned all results in any case.
+        """
+        self.guesses.catch_up()
+
     def close(self) -> None:
         """End the loop, and free the memory of this request's states."""
         self.flow.close()

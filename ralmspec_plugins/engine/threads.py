@@ -290,6 +290,7 @@ def _until_finished(
             while context.finish is None:
                 executor.process(needs)
                 yield from context.events()
+                context.learn()
                 if context.finish is None:
                     needs = context.flow.send(executor.next_completion())
     except Exception as error:  # noqa: BLE001 raised by the stream
