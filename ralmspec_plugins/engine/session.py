@@ -229,11 +229,15 @@ class Session:
                 speculator.invalidate()
 
     @property
+    def teaches(self) -> bool:
+        """Whether a request's speculators serve others, too; a function may return shared ones."""
+        settings = self.settings
+        return settings.pool is not None or settings.speculators is not None
+
+    @property
     def _shares(self) -> bool:
         """Whether requests may share results; a function may return shared speculators."""
-        settings = self.settings
-        shared = (settings.memo, settings.pool, settings.speculators)
-        return any(one is not None for one in shared)
+        return self.teaches or self.settings.memo is not None
 
     def _common_speculators(self) -> Sequence[Speculator]:
         """Return the speculators that all requests share."""
@@ -375,7 +379,8 @@ class RequestContext:
         self._kept = _ALL if watched else (Settled,)
         self._events: list[Event] = []
         self.guesses = session.guesses()
-        policy = session.settings.schedule.begin(session.costs) if session.speculate else None
+        begin = session.settings.schedule.begin
+        self._policy = policy = begin(session.costs) if session.speculate else None
         limits = session.settings.waste_limits
         self.flow = speculate(session.parts, request, self.guesses, policy, limits)
         self.finish: Finish | None = None
@@ -432,9 +437,12 @@ class RequestContext:
     def learn(self) -> None:
         """Let the speculators learn new results: after the work has begun, while it is carried out.
 
-        Before a guess is made, they have learned all results in any case.
+        Before a guess is made, they have learned all results in any case. So results are not
+        learned while guesses do not pay off, nor at the end of a request that shares none.
         """
-        self.guesses.catch_up()
+        own = self.finish is not None and not self.session.teaches
+        if not own and self._policy is not None and self._policy.worth_guessing():
+            self.guesses.catch_up()
 
     def close(self) -> None:
         """End the loop, and free the memory of this request's states."""

@@ -247,11 +247,12 @@ class Costs:
 
     def worth_guessing(self) -> bool:
         """Return whether the time that right guesses hide exceeds the time of all guesses."""
-        step_s = self.step_s
-        if step_s is None or not self.curve.points:
+        if not self.curve.points:
             return True
         most_s = self.curve(1) - self._side_by_side_s
-        if most_s < self.WORTH_GUESSING * step_s:
+        if self.step_s is None:
+            return most_s > 0.0
+        if most_s < self.WORTH_GUESSING * self.step_s:
             return False
         return self._guess_s <= max(self.QUICK_GUESS_S, self.guess_rate * most_s)
 
