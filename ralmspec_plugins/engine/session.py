@@ -40,6 +40,7 @@ from ralmspec_plugins.loop import speculate
 from ralmspec_plugins.parts import Parts, results
 from ralmspec_plugins.protocols import (
     PoolableRetriever,
+    Progress,
     Retriever,
     Speculator,
     WideRetriever,
@@ -387,6 +388,31 @@ class RequestContext:
         self._state: Any = None
         self._shown = 0  # characters of settled text
         self._closed = False
+        self._in_caller: Progress | None = None  # of generation in the calling thread
+        self._stopped = False
+
+    @property
+    def worth_guessing(self) -> bool:
+        """Whether guesses pay off now."""
+        return self._policy is not None and self._policy.worth_guessing()
+
+    @contextmanager
+    def in_caller(self, need: Work) -> Iterator[None]:
+        """Let `stop_caller` stop this work while the body carries it out."""
+        if isinstance(need, FormQuery | Extend):
+            self._in_caller = need.progress
+            if self._stopped:
+                need.progress.cancel()
+        try:
+            yield
+        finally:
+            self._in_caller = None
+
+    def stop_caller(self) -> None:
+        """Stop generation in the calling thread, from another one."""
+        self._stopped = True
+        if (progress := self._in_caller) is not None:
+            progress.cancel()
 
     def note(self, notice: Notice) -> None:
         """Process a notice of the loop: store events, and free memory."""
@@ -441,7 +467,7 @@ class RequestContext:
         learned while guesses do not pay off, nor at the end of a request that shares none.
         """
         own = self.finish is not None and not self.session.teaches
-        if not own and self._policy is not None and self._policy.worth_guessing():
+        if not own and self.worth_guessing:
             self.guesses.catch_up()
 
     def close(self) -> None:
