@@ -117,7 +117,7 @@ class EventStream(_Result, Iterator[Event]):
     def answer(self) -> Answer:
         """The answer; the rest of the stream is read first."""
         while self._next(raises=False) is not None:
-            self._stop()
+            pass
         return self._answer("this stream was closed before its answer was complete")
 
 
