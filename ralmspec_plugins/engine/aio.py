@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import contextvars
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -94,14 +93,12 @@ class AsyncExecutor(Executor):
 
     async def _carry_out(self, need: Work) -> None:
         """Run a piece of work and report its completion, as cancelled if the task was."""
-        started_s, before_s = self.clock(), time.process_time()
+        started_s = self.clock()
         speculative.set(speculative.get() or may_be_discarded(need))  # in this task's own context
         work = self._awaitable(need)
         if work is None:
             try:
-                await self._in_thread(
-                    self._context.carry_out, need, self.clock, self._hand_in, time.process_time
-                )
+                await self._in_thread(self._context.carry_out, need, self.clock, self._hand_in)
             except Closed as error:
                 self._hand_in(Aborted(error, need))
             return
@@ -128,12 +125,10 @@ class AsyncExecutor(Executor):
         except BaseException as error:  # noqa: BLE001 raised to the request's caller
             self._hand_in(Aborted(error))
             return
-        self._hand_in_all(need, results, started_s, time.process_time() - before_s)
+        self._hand_in_all(need, results, started_s)
 
-    def _hand_in_all(
-        self, need: Work, results: list[Any], started_s: float, busy_s: float = 0.0
-    ) -> None:
-        for done in self._context.completions(need, results, started_s, self.clock(), busy_s):
+    def _hand_in_all(self, need: Work, results: list[Any], started_s: float) -> None:
+        for done in self._context.completions(need, results, started_s, self.clock()):
             self._completed.put_nowait(done)
 
     async def _search(

@@ -348,10 +348,6 @@ _ALL = (Guessed, Judged, RolledBack, Confirmed, Commit, Settled, Failed)
 HandIn: TypeAlias = Callable[[Completion | Aborted], None]  # receives completions, from any thread
 
 
-def _never_busy() -> float:
-    return 0.0
-
-
 class RequestContext:
     """One request: its loop, its work and its events."""
 
@@ -474,6 +470,7 @@ class RequestContext:
         """End the loop, and free the memory of this request's states."""
         self.flow.close()
         self._closed = True
+        self.session.costs.store.end(self)
         if self._state is not None:
             self.session.workload.release(self._state)
 
@@ -482,7 +479,6 @@ class RequestContext:
         need: Work,
         clock: Callable[[], float],
         complete: HandIn,
-        busy: Callable[[], float] = _never_busy,
     ) -> None:
         """Run a piece of work and report its completion; errors are reported, never raised.
 
@@ -490,9 +486,8 @@ class RequestContext:
             need: the work.
             clock: returns the seconds since the request began.
             complete: receives the completions.
-            busy: returns the seconds that this process has computed.
         """
-        started_s, before_s = clock(), busy()
+        started_s = clock()
         results: list[Any]
         token = speculative.set(speculative.get() or may_be_discarded(need))
         try:
@@ -501,7 +496,7 @@ class RequestContext:
             else:
                 with self.session.on_model(need, clock) as waited:
                     if waited:
-                        started_s, before_s = clock(), busy()
+                        started_s = clock()
                     results = [self.result(need, clock, complete)]
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             results = [Raised(error)]
@@ -510,7 +505,7 @@ class RequestContext:
             return
         finally:
             speculative.reset(token)
-        for done in self.completions(need, results, started_s, clock(), busy() - before_s):
+        for done in self.completions(need, results, started_s, clock()):
             complete(done)
 
     def completions(
@@ -519,10 +514,9 @@ class RequestContext:
         results: list[Any],
         started_s: float,
         ended_s: float,
-        busy_s: float = 0.0,
     ) -> list[Completed]:
         """Return the completions of a piece of work; note what providers ask for in its errors."""
-        completed = completions(need, results, started_s, ended_s, busy_s)
+        completed = completions(need, results, started_s, ended_s)
         for done in completed:
             if done.error is not None:
                 self.session.rate_limit.note(done.error)
@@ -563,6 +557,8 @@ class RequestContext:
         self._state = state
         if self._closed:
             self.session.workload.release(state)
+        else:
+            self.session.costs.store.begin(self)
         return state
 
 
@@ -581,12 +577,12 @@ def may_be_discarded(need: Work) -> bool:
 
 
 def completions(
-    need: Work, results: list[Any], started_s: float, ended_s: float, busy_s: float = 0.0
+    need: Work, results: list[Any], started_s: float, ended_s: float
 ) -> list[Completed]:
     """Return the completions of a piece of work from its results."""
     return [
-        Completed(need, None, result.error, index, started_s, ended_s, busy_s)
+        Completed(need, None, result.error, index, started_s, ended_s)
         if isinstance(result, Raised)
-        else Completed(need, result, None, index, started_s, ended_s, busy_s)
+        else Completed(need, result, None, index, started_s, ended_s)
         for index, result in enumerate(results)
     ]

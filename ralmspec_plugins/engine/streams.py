@@ -214,7 +214,7 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
     async def outcome(self) -> Outcome:
         """Read the stream to its end, and return its answer or error."""
         while await self._next() is not None:
-            self._stop()
+            pass
         assert self._outcome is not None
         return self._outcome
 

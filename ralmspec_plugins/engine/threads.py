@@ -2,7 +2,6 @@
 
 import contextvars
 import queue
-import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -83,9 +82,7 @@ class ThreadExecutor(Executor):
         exclusive = only and not self._outstanding and not self._abandoned
         self._outstanding += len(need.queries) if isinstance(need, Search) else 1
         context = contextvars.copy_context()
-        carry_out = partial(
-            self._context.carry_out, need, self.clock, self._completed.put, time.process_time
-        )
+        carry_out = partial(self._context.carry_out, need, self.clock, self._completed.put)
         if exclusive and self._runs_inline(need):
             with self._context.in_caller(need):
                 context.run(carry_out)

@@ -21,7 +21,6 @@ class Searched:
     queries: int
     seconds: float
     beside_s: float = 0.0  # overlap with generation
-    busy_s: float = 0.0  # seconds that this process computed in that time
 
 
 class BatchCurve:
@@ -183,7 +182,6 @@ class Costs:
         self._since_stop = 0  # outcomes since a segment was last stopped
         self._guessing: deque[float] = deque(maxlen=RECENT)
         self._guess_s = 0.0  # usual duration of a guess
-        self._busy: deque[bool] = deque(maxlen=RECENT)
         self._guesses: deque[bool] = deque(maxlen=self.GUESSES)
         # Policies read these several times a step, so they are computed when they change.
         self.step_s: float | None = None  # usual duration of a step
@@ -198,7 +196,7 @@ class Costs:
         """
         other = copy.copy(self)
         other.curve, other.contention = self.curve.copy(), Contention()
-        for name in ("_steps", "_stops", "_guessing", "_busy", "_guesses"):
+        for name in ("_steps", "_stops", "_guessing", "_guesses"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
@@ -219,12 +217,9 @@ class Costs:
         """Record the seconds of a search, and its overlap with generation."""
         self.contention.searched()
         self._guess_s *= self.FADING
-        if search.beside_s <= 0.05 * search.seconds:  # the process computed for the search
-            self._busy.append(search.busy_s >= 0.5 * search.seconds > 0.0)
-            busy = tuple(self._busy)
-            self._side_by_side_s = self.SIDE_BY_SIDE_S if sum(busy) > len(busy) / 2 else 0.0
+        self._side_by_side_s = self.SIDE_BY_SIDE_S if self.store.computes_here else 0.0
         alone_s = self.contention.alone_s(search.seconds, search.beside_s)
-        hidden_s = self.store.hidden_s(search.seconds, search.busy_s)
+        hidden_s = self.store.hidden_s(search.seconds)
         self.curve.observe(search.queries, min(alone_s, hidden_s))
 
     def stopped(self, seconds: float) -> None:
