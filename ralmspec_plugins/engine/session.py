@@ -301,8 +301,8 @@ class Session:
 
     def _timed(self) -> AbstractContextManager[None]:
         """Time a search in this thread; a verifier times its own, in the threads of its lanes."""
-        verifies = isinstance(self.retriever, Verifier)
-        return nullcontext() if verifies else self.costs.store.search()
+        untimed = not self.speculate or isinstance(self.retriever, Verifier)
+        return nullcontext() if untimed else self.costs.store.search()
 
     def _narrow(self, queries: Sequence[Query], error: Exception) -> list[SearchResult]:
         """Search without prefetching; if only this succeeds, later searches do the same."""

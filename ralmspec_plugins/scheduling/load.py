@@ -17,7 +17,7 @@ MARGIN: Final = 0.5  # segments beyond the measured capacity
 OWN: Final = 0.5  # share of a search that its thread computes, where nothing else delays it
 KEPT: Final = 256  # samples for which that is known
 BUSY: Final = 0.8  # computed seconds a second, of the whole process, from which on threads wait
-SAMPLED_S: Final = 0.01  # between two samples
+SAMPLED_S: Final = 0.1  # between two samples
 
 
 class ModelLoad:
@@ -103,12 +103,12 @@ class StoreTime:
     >>> now_s, computed_s = 0.0, 0.0
     >>> store = StoreTime(lambda: now_s, lambda: computed_s, lambda: computed_s)
     >>> with store.search():
-    ...     now_s, computed_s = 0.02, 0.02
+    ...     now_s, computed_s = 0.2, 0.2
     >>> requests = ModelLoad(), ModelLoad()  # any two objects
     >>> for request in requests:
     ...     store.begin(request)
     >>> store.hidden_s(0.5)
-    0.02
+    0.2
     """
 
     def __init__(
@@ -128,7 +128,8 @@ class StoreTime:
         self._clock, self._own_clock, self._computed = clock, own, computed
         self._own: deque[float] = deque(maxlen=RECENT)
         self._since = KEPT  # samples since a search was computed by its thread
-        self._reading = clock() - SAMPLED_S, computed()  # the last one of both clocks
+        self._reading = clock(), computed()  # the last one of both clocks
+        self._next_s = self._reading[0]  # when the next search is sampled
         self._is_busy = False
         self._lock = threading.Lock()
 
@@ -136,7 +137,7 @@ class StoreTime:
     def search(self) -> Iterator[None]:
         """Count a search while the body makes it in this thread, unless that raises."""
         began_s = self._clock()
-        if began_s - self._reading[0] < SAMPLED_S:
+        if began_s < self._next_s:
             yield
             return
         own_s = self._own_clock()
@@ -151,7 +152,8 @@ class StoreTime:
             self._since = 0 if own_s >= OWN * seconds else self._since + 1
             self._own.append(own_s)
             passed_s, computed_s = now[0] - self._reading[0], now[1] - self._reading[1]
-            if passed_s >= SAMPLED_S:
+            self._next_s = now[0] + SAMPLED_S
+            if passed_s >= SAMPLED_S / 2:
                 self._is_busy = computed_s >= BUSY * passed_s
                 self._reading = now
 

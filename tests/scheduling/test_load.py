@@ -193,14 +193,14 @@ def test_requests_count_while_they_are_in_progress() -> None:
     """The last one has the processor for itself; what is not referenced any more has ended."""
     clocks = Clocks()
     store = clocks.store(3)
-    clocks.searched(store, 0.02, 0.015, busy=1.3)
+    clocks.searched(store, 0.2, 0.15, busy=1.3)
     several = store.hidden_s(0.5)
     store.end(clocks.requests.pop())
     store.end(Costs())
     two = store.hidden_s(0.5)
     clocks.requests.pop()
 
-    assert (several, two, store.hidden_s(0.5)) == (0.015, 0.015, 0.5)
+    assert (several, two, store.hidden_s(0.5)) == (0.15, 0.15, 0.5)
 
 
 def test_where_a_store_computes_is_known_for_a_while() -> None:
@@ -227,8 +227,8 @@ def test_searches_are_sampled() -> None:
     store = StoreTime(lambda: clocks.now_s, own, lambda: clocks.computed_s)
     for _ in range(100):
         with store.search():
-            clocks.now_s += 0.001
-            clocks.computed_s += 0.001
+            clocks.now_s += 0.01
+            clocks.computed_s += 0.01
 
     assert store.computes_here
     assert 2 * 8 <= len(read) <= 2 * 12
@@ -243,7 +243,7 @@ def test_many_requests_over_a_store_in_this_process_do_not_guess(
     clocks = Clocks()
     costs = Costs(store=clocks.store())
     clocks.searched(costs.store, 0.001, own_s, busy=1.3)
-    for _ in range(5):
+    for _ in range(20):
         clocks.searched(costs.store, 0.02, own_s, busy=1.3)
         costs.searched(Searched(1, 0.02))
     unwritten = costs.worth_guessing()
