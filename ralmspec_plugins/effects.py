@@ -225,7 +225,6 @@ class Completed:
     index: int = 0  # of the query in its search
     started_s: float = 0.0
     ended_s: float = 0.0
-    busy_s: float = 0.0  # seconds that this process computed in that time, where measured
 
     @property
     def took_s(self) -> float:

@@ -131,7 +131,7 @@ class MetricsRecorder:
     def search(self, done: Completed) -> Searched:
         """Return the measurements of the last completed search."""
         assert isinstance(done.need, Search)
-        return Searched(len(done.need.queries), done.took_s, self.beside_s, done.busy_s)
+        return Searched(len(done.need.queries), done.took_s, self.beside_s)
 
     def began(self, need: Work) -> None:
         """Record that work begins now; a search is a round trip."""

@@ -579,6 +579,7 @@ class SpeculationWindow:
             self._requested_guess = self.policy.worth_guessing()  # the latest step says why not
         if not step.guessed and self._requested_guess:
             step.guessed = True
+            cascade.catch_up()
             began_s = cascade.clock()
             step.guess = cascade.guess_inline(query, encoded=step.encoded)
             self.policy.guessed(cascade.clock() - began_s)

@@ -283,6 +283,7 @@ class RetrieverService(Generic[SearchT]):
             answers.append(hits)
             if self.memo is not None or self.pool is not None:
                 call.guesses.learn(query, SearchResult(hits, wide))
+                call.guesses.catch_up()
         return answers
 
     async def guess(self, call: RetrieverCall[SearchT], *, asynchronous: bool) -> Hits | None:

@@ -6,10 +6,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from ralmspec_plugins.batching.dispatcher import Dispatcher
-from ralmspec_plugins.batching.queue import SearchFn
+from ralmspec_plugins.batching.queue import SearchCall, SearchFn
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.parts import complete
 from ralmspec_plugins.protocols import PoolableRetriever, Retriever, WideRetriever
+from ralmspec_plugins.scheduling.load import StoreTime
 from ralmspec_plugins.types import Hits, Query, VerifierStats
 
 
@@ -81,6 +82,7 @@ class Verifier:
     def _take_over(self, retriever: Retriever, lanes: Dispatcher) -> None:
         retriever = complete(retriever)
         self.retriever: Retriever = retriever
+        self.store_time = StoreTime()  # of the searches in threads
         try:
             hash(self.signature)
         except TypeError as error:
@@ -144,6 +146,7 @@ class Verifier:
         if not queries:
             return []
         group = self.signature, width
+        search = self._timed(search)
         found = self._lanes.search(group, SearchFn(search), queries)
         return list(search(queries)) if found is None else found
 
@@ -172,12 +175,23 @@ class Verifier:
         group = self.signature, width
         if asearch is None:
             assert search is not None
+            search = self._timed(search)
             found = await self._lanes.asearch(group, SearchFn(search), queries)
             return list(await asyncio.to_thread(search, queries)) if found is None else found
         loop = asyncio.get_running_loop()
         search_fn = SearchFn(None, asearch, loop)
         found = await self._lanes.asearch((*group, id(loop)), search_fn, queries)
         return list(await asearch(queries)) if found is None else found
+
+    def _timed(self, search: Callable[..., Any]) -> SearchCall:
+        """Return a search function that is timed in the thread that calls it."""
+
+        def timed(queries: Sequence[Query]) -> list[Hits]:
+            with self.store_time.search():
+                found: list[Hits] = search(queries)
+            return found
+
+        return timed
 
     def close(self) -> None:
         """Make waiting calls search separately, wait for running searches, and release the threads.

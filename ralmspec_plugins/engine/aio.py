@@ -334,6 +334,7 @@ class _Drive:
         else:
             needs = context.flow.send(await executor.next_completion())
         executor.process(needs)
+        asyncio.get_running_loop().call_soon(context.learn)  # after the tasks have begun
         return context.events()
 
     @property
@@ -344,6 +345,7 @@ class _Drive:
     async def end(self) -> tuple[Outcome, list[Event]]:
         """Stop the work in flight; return the outcome of the request, and its last events."""
         await self.stop()
+        self._context.learn()
         assert self._executor is not None
         return self._context.outcome(self._executor.clock()), self._context.rest()
 

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -40,6 +40,7 @@ from ralmspec_plugins.loop import speculate
 from ralmspec_plugins.parts import Parts, results
 from ralmspec_plugins.protocols import (
     PoolableRetriever,
+    Progress,
     Retriever,
     Speculator,
     WideRetriever,
@@ -98,6 +99,8 @@ class Session:
         if known is not None:
             self.costs = known.costs.copy() if merged else known.costs
             self.rates, self.rate_limit = known.rates, known.rate_limit
+        if isinstance(retriever, Verifier) and (known is None or merged):
+            self.costs.store = retriever.store_time
         self._clock = clock
         self.speculate = self.settings.speculate
         self._pure = getattr(retriever, "pure", True)
@@ -227,11 +230,15 @@ class Session:
                 speculator.invalidate()
 
     @property
+    def teaches(self) -> bool:
+        """Whether a request's speculators serve others, too; a function may return shared ones."""
+        settings = self.settings
+        return settings.pool is not None or settings.speculators is not None
+
+    @property
     def _shares(self) -> bool:
         """Whether requests may share results; a function may return shared speculators."""
-        settings = self.settings
-        shared = (settings.memo, settings.pool, settings.speculators)
-        return any(one is not None for one in shared)
+        return self.teaches or self.settings.memo is not None
 
     def _common_speculators(self) -> Sequence[Speculator]:
         """Return the speculators that all requests share."""
@@ -281,13 +288,21 @@ class Session:
         """Search one batch; `widely`, with prefetched hits if the ranking is the same."""
         wide = self.wide
         if wide is None or not widely:
-            return _found(self.retriever.search(queries), queries)
+            with self._timed():
+                return _found(self.retriever.search(queries), queries)
         try:
-            return _found(wide.search_wide(queries, self.settings.width(wide.k)), queries, wide.k)
+            with self._timed():
+                found = wide.search_wide(queries, self.settings.width(wide.k))
+            return _found(found, queries, wide.k)
         except Overloaded:  # independent of the width
             raise
         except Exception as error:  # noqa: BLE001 only what the plain search does counts
             return self._narrow(queries, error)
+
+    def _timed(self) -> AbstractContextManager[None]:
+        """Time a search in this thread; a verifier times its own, in the threads of its lanes."""
+        untimed = not self.speculate or isinstance(self.retriever, Verifier)
+        return nullcontext() if untimed else self.costs.store.search()
 
     def _narrow(self, queries: Sequence[Query], error: Exception) -> list[SearchResult]:
         """Search without prefetching; if only this succeeds, later searches do the same."""
@@ -333,10 +348,6 @@ _ALL = (Guessed, Judged, RolledBack, Confirmed, Commit, Settled, Failed)
 HandIn: TypeAlias = Callable[[Completion | Aborted], None]  # receives completions, from any thread
 
 
-def _never_busy() -> float:
-    return 0.0
-
-
 class RequestContext:
     """One request: its loop, its work and its events."""
 
@@ -365,13 +376,39 @@ class RequestContext:
         self._kept = _ALL if watched else (Settled,)
         self._events: list[Event] = []
         self.guesses = session.guesses()
-        policy = session.settings.schedule.begin(session.costs) if session.speculate else None
+        begin = session.settings.schedule.begin
+        self._policy = policy = begin(session.costs) if session.speculate else None
         limits = session.settings.waste_limits
         self.flow = speculate(session.parts, request, self.guesses, policy, limits)
         self.finish: Finish | None = None
         self._state: Any = None
         self._shown = 0  # characters of settled text
         self._closed = False
+        self._in_caller: Progress | None = None  # of generation in the calling thread
+        self._stopped = False
+
+    @property
+    def worth_guessing(self) -> bool:
+        """Whether guesses pay off now."""
+        return self._policy is not None and self._policy.worth_guessing()
+
+    @contextmanager
+    def in_caller(self, need: Work) -> Iterator[None]:
+        """Let `stop_caller` stop this work while the body carries it out."""
+        if isinstance(need, FormQuery | Extend):
+            self._in_caller = need.progress
+            if self._stopped:
+                need.progress.cancel()
+        try:
+            yield
+        finally:
+            self._in_caller = None
+
+    def stop_caller(self) -> None:
+        """Stop generation in the calling thread, from another one."""
+        self._stopped = True
+        if (progress := self._in_caller) is not None:
+            progress.cancel()
 
     def note(self, notice: Notice) -> None:
         """Process a notice of the loop: store events, and free memory."""
@@ -419,10 +456,21 @@ class RequestContext:
             return []
         return [Settled(answer.text, answer.state)]
 
+    def learn(self) -> None:
+        """Let the speculators learn new results: after the work has begun, while it is carried out.
+
+        Before a guess is made, they have learned all results in any case. So results are not
+        learned while guesses do not pay off, nor at the end of a request that shares none.
+        """
+        own = self.finish is not None and not self.session.teaches
+        if not own and self.worth_guessing:
+            self.guesses.catch_up()
+
     def close(self) -> None:
         """End the loop, and free the memory of this request's states."""
         self.flow.close()
         self._closed = True
+        self.session.costs.store.end(self)
         if self._state is not None:
             self.session.workload.release(self._state)
 
@@ -431,7 +479,6 @@ class RequestContext:
         need: Work,
         clock: Callable[[], float],
         complete: HandIn,
-        busy: Callable[[], float] = _never_busy,
     ) -> None:
         """Run a piece of work and report its completion; errors are reported, never raised.
 
@@ -439,9 +486,8 @@ class RequestContext:
             need: the work.
             clock: returns the seconds since the request began.
             complete: receives the completions.
-            busy: returns the seconds that this process has computed.
         """
-        started_s, before_s = clock(), busy()
+        started_s = clock()
         results: list[Any]
         token = speculative.set(speculative.get() or may_be_discarded(need))
         try:
@@ -450,7 +496,7 @@ class RequestContext:
             else:
                 with self.session.on_model(need, clock) as waited:
                     if waited:
-                        started_s, before_s = clock(), busy()
+                        started_s = clock()
                     results = [self.result(need, clock, complete)]
         except Exception as error:  # noqa: BLE001 the loop decides whether it counts
             results = [Raised(error)]
@@ -459,7 +505,7 @@ class RequestContext:
             return
         finally:
             speculative.reset(token)
-        for done in self.completions(need, results, started_s, clock(), busy() - before_s):
+        for done in self.completions(need, results, started_s, clock()):
             complete(done)
 
     def completions(
@@ -468,10 +514,9 @@ class RequestContext:
         results: list[Any],
         started_s: float,
         ended_s: float,
-        busy_s: float = 0.0,
     ) -> list[Completed]:
         """Return the completions of a piece of work; note what providers ask for in its errors."""
-        completed = completions(need, results, started_s, ended_s, busy_s)
+        completed = completions(need, results, started_s, ended_s)
         for done in completed:
             if done.error is not None:
                 self.session.rate_limit.note(done.error)
@@ -512,6 +557,8 @@ class RequestContext:
         self._state = state
         if self._closed:
             self.session.workload.release(state)
+        else:
+            self.session.costs.store.begin(self)
         return state
 
 
@@ -530,12 +577,12 @@ def may_be_discarded(need: Work) -> bool:
 
 
 def completions(
-    need: Work, results: list[Any], started_s: float, ended_s: float, busy_s: float = 0.0
+    need: Work, results: list[Any], started_s: float, ended_s: float
 ) -> list[Completed]:
     """Return the completions of a piece of work from its results."""
     return [
-        Completed(need, None, result.error, index, started_s, ended_s, busy_s)
+        Completed(need, None, result.error, index, started_s, ended_s)
         if isinstance(result, Raised)
-        else Completed(need, result, None, index, started_s, ended_s, busy_s)
+        else Completed(need, result, None, index, started_s, ended_s)
         for index, result in enumerate(results)
     ]

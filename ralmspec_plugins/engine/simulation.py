@@ -132,6 +132,7 @@ class Simulation:
             while True:
                 for need in needs:
                     clock.process(need)
+                context.learn()
                 if context.finish is not None:
                     return context.answer(clock.now_s)
                 completion = clock.next_completion()

@@ -4,7 +4,7 @@ import asyncio
 import queue
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Final, Protocol, TypeAlias
 
 from ralmspec_plugins import telemetry
@@ -65,11 +65,23 @@ class _Result:
 class EventStream(_Result, Iterator[Event]):
     """The events of a request; `answer` is available after the last event."""
 
-    def __init__(self, events: Generator[Event, None, Outcome], completed: CompletionQueue) -> None:
-        """Iterate over these events, which wait on the queue `completed`."""
+    def __init__(
+        self,
+        events: Generator[Event, None, Outcome],
+        completed: CompletionQueue,
+        stop: Callable[[], None],
+    ) -> None:
+        """Iterate over these events, which wait on the queue `completed`.
+
+        Args:
+            events: of the request.
+            completed: receives what ends the waiting.
+            stop: stops generation in the thread that iterates; called from any thread.
+        """
         super().__init__()
         self._events = events
         self._completed = completed
+        self._stop = stop
 
     def __next__(self) -> Event:
         """Wait for the next event, and return it."""
@@ -99,6 +111,7 @@ class EventStream(_Result, Iterator[Event]):
             if not _raised_by_interpreter(error):  # but by what is cleaned up
                 raise
             self._completed.put(Aborted(Cancelled(_CLOSED)))  # it is running, in another thread
+            self._stop()
 
     @property
     def answer(self) -> Answer:

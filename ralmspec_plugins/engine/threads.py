@@ -2,7 +2,6 @@
 
 import contextvars
 import queue
-import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -59,7 +58,7 @@ class ThreadExecutor(Executor):
     Work with nothing in parallel runs in the calling thread: objects of a plain request
     may be bound to that thread (such as a connection to SQLite), and a short search or segment
     takes up to a tenth longer in another one. The exception is a calling thread that must
-    watch a deadline, unfinished text, or the cancellation of the request.
+    watch a deadline, unfinished text, or, where guesses pay off, the cancellation of the request.
     """
 
     def __init__(
@@ -83,11 +82,10 @@ class ThreadExecutor(Executor):
         exclusive = only and not self._outstanding and not self._abandoned
         self._outstanding += len(need.queries) if isinstance(need, Search) else 1
         context = contextvars.copy_context()
-        carry_out = partial(
-            self._context.carry_out, need, self.clock, self._completed.put, time.process_time
-        )
+        carry_out = partial(self._context.carry_out, need, self.clock, self._completed.put)
         if exclusive and self._runs_inline(need):
-            context.run(carry_out)
+            with self._context.in_caller(need):
+                context.run(carry_out)
             return
         try:
             future = self._threads.submit(context.run, carry_out)
@@ -99,9 +97,8 @@ class ThreadExecutor(Executor):
     def _runs_inline(self, need: Work) -> bool:
         """Return whether work with nothing in parallel runs in the calling thread."""
         context = self._context
-        if (
-            context.session.speculate and context.stoppable
-        ) or context.request.deadline_s is not None:
+        watches = context.stoppable and context.worth_guessing
+        if watches or context.request.deadline_s is not None:
             return False
         return not (isinstance(need, FormQuery | Extend) and context.reports)
 
@@ -254,7 +251,7 @@ class Engine(BaseEngine[EventStream, AnswerStream]):
 
     def _events(self, context: RequestContext) -> EventStream:
         completed: CompletionQueue = queue.SimpleQueue()
-        return EventStream(self._drive(context, completed), completed)
+        return EventStream(self._drive(context, completed), completed, context.stop_caller)
 
     def _drive(
         self, context: RequestContext, completed: CompletionQueue
@@ -290,6 +287,7 @@ def _until_finished(
             while context.finish is None:
                 executor.process(needs)
                 yield from context.events()
+                context.learn()
                 if context.finish is None:
                     needs = context.flow.send(executor.next_completion())
     except Exception as error:  # noqa: BLE001 raised by the stream

@@ -26,7 +26,7 @@ class ContinuousPolicy:
         self._lanes = lanes
         self._wait_for = 1  # queries before a search starts
         self._enough = 1  # queries for which a lane is used
-        self._plan()
+        self._planned = False  # both of them, by the present costs
         self._gathering = False
         self._trial_from: int | None = None  # pending queries at the start of a trial
 
@@ -69,12 +69,12 @@ class ContinuousPolicy:
         step_s = self._costs.step_s
         assert step_s is not None
         if before_s is not None and not before_s / 2 <= step_s <= 2 * before_s:
-            self._plan()
+            self._planned = False
 
     def searched(self, search: Searched) -> None:
-        """Add a search to the batch curve, and update what the next one waits for."""
+        """Add a search to the batch curve; what the next one waits for is planned again."""
         self._costs.searched(search)
-        self._plan()
+        self._planned = False
 
     def stopped(self, seconds: float) -> None:
         """Record the cost of a wrong guess."""
@@ -89,14 +89,17 @@ class ContinuousPolicy:
         self._costs.record_outcome(accepted)
 
     def _plan(self) -> None:
-        """Update what the next search waits for."""
-        self._wait_for = self._worth_waiting_for()
-        self._enough = self._worth_gathering()
+        """Update what the next search waits for, if costs have changed."""
+        if not self._planned:
+            self._planned = True
+            self._wait_for = self._worth_waiting_for()
+            self._enough = self._worth_gathering()
 
     def _is_due(self, view: SchedulerState) -> bool:
         """Return whether there are enough queries for a search in parallel with the next step."""
         if not view.pending:
             return False
+        self._plan()
         return view.pending >= max(self._wait_for, self._trial(view), self._gathered(view))
 
     def _trial(self, view: SchedulerState) -> int:

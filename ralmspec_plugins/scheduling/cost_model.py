@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import median, median_low
 
-from ralmspec_plugins.scheduling.load import ModelLoad
+from ralmspec_plugins.scheduling.load import ModelLoad, StoreTime
 
 RECENT = 5  # kept measurements of one kind
 FORGET_AFTER = 64  # searches after which a size that no longer occurs is measured again
@@ -21,7 +21,6 @@ class Searched:
     queries: int
     seconds: float
     beside_s: float = 0.0  # overlap with generation
-    busy_s: float = 0.0  # seconds that this process computed in that time
 
 
 class BatchCurve:
@@ -167,17 +166,22 @@ class Costs:
     STOP_SHARE = 0.5  # of a step until a segment has stopped, before that was measured
     LONG_SEARCH = 2.0  # steps of a search that is long
 
-    def __init__(self, curve: BatchCurve | None = None, load: ModelLoad | None = None) -> None:
+    def __init__(
+        self,
+        curve: BatchCurve | None = None,
+        load: ModelLoad | None = None,
+        store: StoreTime | None = None,
+    ) -> None:
         """Create optimistic costs: without measurements, speculation pays off."""
         self.curve = curve or BatchCurve()
         self.load = load or ModelLoad()
+        self.store = store or StoreTime()
         self.contention = Contention()
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._stops: deque[float] = deque(maxlen=RECENT)
         self._since_stop = 0  # outcomes since a segment was last stopped
         self._guessing: deque[float] = deque(maxlen=RECENT)
         self._guess_s = 0.0  # usual duration of a guess
-        self._busy: deque[bool] = deque(maxlen=RECENT)
         self._guesses: deque[bool] = deque(maxlen=self.GUESSES)
         # Policies read these several times a step, so they are computed when they change.
         self.step_s: float | None = None  # usual duration of a step
@@ -188,11 +192,11 @@ class Costs:
     def copy(self) -> "Costs":
         """Return costs that begin with what is known here, except for contention.
 
-        The model is the same one, and so is its load.
+        The model and the store are the same ones, and so is their load.
         """
         other = copy.copy(self)
         other.curve, other.contention = self.curve.copy(), Contention()
-        for name in ("_steps", "_stops", "_guessing", "_busy", "_guesses"):
+        for name in ("_steps", "_stops", "_guessing", "_guesses"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
@@ -213,12 +217,10 @@ class Costs:
         """Record the seconds of a search, and its overlap with generation."""
         self.contention.searched()
         self._guess_s *= self.FADING
-        if search.beside_s <= 0.05 * search.seconds:  # the process computed for the search
-            self._busy.append(search.busy_s >= 0.5 * search.seconds > 0.0)
-            busy = tuple(self._busy)
-            self._side_by_side_s = self.SIDE_BY_SIDE_S if sum(busy) > len(busy) / 2 else 0.0
+        self._side_by_side_s = self.SIDE_BY_SIDE_S if self.store.computes_here else 0.0
         alone_s = self.contention.alone_s(search.seconds, search.beside_s)
-        self.curve.observe(search.queries, alone_s)
+        hidden_s = self.store.hidden_s(search.seconds)
+        self.curve.observe(search.queries, min(alone_s, hidden_s))
 
     def stopped(self, seconds: float) -> None:
         """Record the seconds from the cancellation of a segment to its end."""
@@ -240,11 +242,12 @@ class Costs:
 
     def worth_guessing(self) -> bool:
         """Return whether the time that right guesses hide exceeds the time of all guesses."""
-        step_s = self.step_s
-        if step_s is None or not self.curve.points:
+        if not self.curve.points:
             return True
         most_s = self.curve(1) - self._side_by_side_s
-        if most_s < self.WORTH_GUESSING * step_s:
+        if self.step_s is None:
+            return most_s > 0.0
+        if most_s < self.WORTH_GUESSING * self.step_s:
             return False
         return self._guess_s <= max(self.QUICK_GUESS_S, self.guess_rate * most_s)
 

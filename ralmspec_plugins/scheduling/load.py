@@ -1,17 +1,23 @@
-"""How busy the model of an engine is, over all requests."""
+"""How busy the model of an engine is, and its store, over all requests."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median_low
 from typing import Final
+from weakref import WeakSet
 
 RECENT: Final = 8  # kept durations of one level of concurrency
 ENOUGH: Final = 3  # durations of a level before it counts
 SLOWER: Final = 1.5  # relative duration from which on segments slow each other down
 FULL: Final = 0.85  # share of the best rate from which on the model is at its capacity
 MARGIN: Final = 0.5  # segments beyond the measured capacity
+OWN: Final = 0.5  # share of a search that its thread computes, where nothing else delays it
+KEPT: Final = 256  # samples for which that is known
+BUSY: Final = 0.8  # computed seconds a second, of the whole process, from which on threads wait
+SAMPLED_S: Final = 0.1  # between two samples
 
 
 class ModelLoad:
@@ -82,3 +88,94 @@ class ModelLoad:
         if fewest > 1 and rates[fewest] > FULL * best:  # it is reached before the fewest measured
             return 1.0
         return best * usual[fewest]
+
+
+class StoreTime:
+    """What searches compute in the threads that make them, and how busy the process is.
+
+    A search of a store in this process takes longer while other requests compute: it waits for
+    the processor, or for Python's lock. A guess cannot hide that time, since what is generated
+    meanwhile needs the processor, too. Only what the search itself computes is hidden by it, on a
+    processor of its own. The time of a store that is far away is waiting, which a guess hides,
+    however busy the process is. Reading these clocks may take long, so searches are sampled.
+    Thread-safe.
+
+    >>> now_s, computed_s = 0.0, 0.0
+    >>> store = StoreTime(lambda: now_s, lambda: computed_s, lambda: computed_s)
+    >>> with store.search():
+    ...     now_s, computed_s = 0.2, 0.2
+    >>> requests = ModelLoad(), ModelLoad()  # any two objects
+    >>> for request in requests:
+    ...     store.begin(request)
+    >>> store.hidden_s(0.5)
+    0.2
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        own: Callable[[], float] = time.thread_time,
+        computed: Callable[[], float] = time.process_time,
+    ) -> None:
+        """Create the time of a store that was not searched yet: it counts as far away.
+
+        Args:
+            clock: returns the time in seconds.
+            own: returns the seconds that the calling thread has computed.
+            computed: returns the seconds that this process has computed.
+        """
+        self._requests = WeakSet[object]()  # in progress
+        self._clock, self._own_clock, self._computed = clock, own, computed
+        self._own: deque[float] = deque(maxlen=RECENT)
+        self._since = KEPT  # samples since a search was computed by its thread
+        self._reading = clock(), computed()  # the last one of both clocks
+        self._next_s = self._reading[0]  # when the next search is sampled
+        self._is_busy = False
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def search(self) -> Iterator[None]:
+        """Count a search while the body makes it in this thread, unless that raises."""
+        began_s = self._clock()
+        if began_s < self._next_s:
+            yield
+            return
+        own_s = self._own_clock()
+        yield
+        own_s = self._own_clock() - own_s
+        self.observe(self._clock() - began_s, own_s)
+
+    def observe(self, seconds: float, own_s: float) -> None:
+        """Record the duration of a search, and the seconds that its thread computed."""
+        now = self._clock(), self._computed()
+        with self._lock:
+            self._since = 0 if own_s >= OWN * seconds else self._since + 1
+            self._own.append(own_s)
+            passed_s, computed_s = now[0] - self._reading[0], now[1] - self._reading[1]
+            self._next_s = now[0] + SAMPLED_S
+            if passed_s >= SAMPLED_S / 2:
+                self._is_busy = computed_s >= BUSY * passed_s
+                self._reading = now
+
+    def begin(self, request: object) -> None:
+        """Count a request, until it ends or is not referenced any more."""
+        with self._lock:
+            self._requests.add(request)
+
+    def end(self, request: object) -> None:
+        """Count a request no longer."""
+        with self._lock:
+            self._requests.discard(request)
+
+    @property
+    def computes_here(self) -> bool:
+        """Whether a recent search was computed by the thread that made it."""
+        return self._since < KEPT
+
+    def hidden_s(self, seconds: float) -> float:
+        """Return how much of a search of so many seconds a right guess hides."""
+        if not (self._is_busy and self.computes_here):
+            return seconds
+        with self._lock:
+            alone = len(self._requests) <= 1
+            return seconds if alone else min(seconds, median_low(self._own))

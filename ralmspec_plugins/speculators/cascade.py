@@ -70,6 +70,7 @@ class SpeculatorCascade:
         self._rate_limit = rate_limit
         self._found: dict[Hashable, Hits] = {}
         self._encoded: dict[str, Query] = {}  # by text
+        self._unlearned: list[tuple[Query, Hits]] = []  # by the speculators, wide
 
     def known(self, query: Query) -> Hits | None:
         """Return the real hits of a query that was searched before."""
@@ -174,23 +175,35 @@ class SpeculatorCascade:
         return None
 
     def learn(self, query: Query, found: SearchResult) -> None:
-        """Record the result of a search, even if its step was dropped."""
+        """Record the result of a search, even if its step was dropped.
+
+        The speculators learn it with `catch_up`.
+        """
         self._found[query.key] = found.hits
         if not self._is_as_it_was():
             return
         if self._memo is not None:
             self._memo.learn(self._signature, query, found.hits, self._memo_generation)
-        for speculator, generation in zip(self._speculators, self._generations, strict=True):
-            if generation is _UNKNOWN:
-                continue
-            try:
-                learn: Any = speculator.learn
-                if generation is None:
-                    learn(query, found.wide)
-                else:
-                    learn(query, found.wide, generation)
-            except Exception:  # noqa: BLE001 a failure to learn never changes the answer
-                self._complain(speculator)
+        if self._speculators:
+            self._unlearned.append((query, found.wide))
+
+    def catch_up(self) -> None:
+        """Let the speculators learn the results since the last call, in their order."""
+        unlearned, self._unlearned = self._unlearned, []
+        for query, wide in unlearned:
+            for speculator, generation in zip(self._speculators, self._generations, strict=True):
+                if generation is not _UNKNOWN:
+                    self._teach(speculator, query, wide, generation)
+
+    def _teach(self, speculator: Speculator, query: Query, wide: Hits, generation: Any) -> None:
+        try:
+            learn: Any = speculator.learn
+            if generation is None:
+                learn(query, wide)
+            else:
+                learn(query, wide, generation)
+        except Exception:  # noqa: BLE001 a failure to learn never changes the answer
+            self._complain(speculator)
 
     def _is_as_it_was(self) -> bool:
         """Whether the retriever's signature is that of the start of the request."""

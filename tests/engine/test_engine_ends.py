@@ -130,6 +130,46 @@ def test_a_stream_can_be_closed_from_another_thread() -> None:
         assert len(ended) == 1
 
 
+class Writing(EchoWorkload):
+    """Writes until it is stopped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+        self.stopped = False
+
+    def extend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
+        self.begun.set()
+        until_s = time.monotonic() + 20.0
+        while time.monotonic() < until_s and not self.stopped:
+            self.stopped = progress.cancelled
+            time.sleep(0.001)
+        progress.check()
+        return super().extend(state, hits, progress)
+
+
+def test_a_segment_in_the_calling_thread_is_stopped_from_another_one() -> None:
+    """Where guesses do not pay off, its thread writes itself; closing ends that as well."""
+    workload, raised = Writing(), list[str]()
+    with Engine(workload, WordRetriever(TEXTS), Settings(speculate=False)) as engine:
+        stream = engine.events(PROMPT, reports=False)
+
+        def read() -> None:
+            try:
+                list(stream)
+            except Cancelled as error:
+                raised.append(str(error))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert workload.begun.wait(20)
+        stream.close()
+        reader.join(20)
+
+    assert workload.stopped
+    assert raised == ["this stream was closed"]
+
+
 class Unreleasable(EchoWorkload):
     """Cannot free what it keeps for a state."""
 

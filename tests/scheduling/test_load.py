@@ -1,14 +1,24 @@
 """How busy a model is: what is measured, and what it decides."""
 
+import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from ralmspec_plugins import AsyncEngine, Continuous, Engine, FixedStride, Settings, plain
+from ralmspec_plugins import (
+    AsyncEngine,
+    Continuous,
+    Engine,
+    FixedStride,
+    Settings,
+    Verifier,
+    plain,
+)
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.scheduling.cost_model import Costs
-from ralmspec_plugins.scheduling.load import ModelLoad
+from ralmspec_plugins.scheduling.cost_model import Costs, Searched
+from ralmspec_plugins.scheduling.load import KEPT, ModelLoad, StoreTime
 from ralmspec_plugins.scheduling.policy import SchedulerState
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
 from ralmspec_plugins.types import Answer, Hits, Query
@@ -127,3 +137,176 @@ def _outcome(call: Callable[[str], Answer], prompt: str) -> Answer | Exception:
         return call(prompt)
     except ValueError as error:
         return error
+
+
+# A store that computes in this process
+
+
+class Clocks:
+    """The time, and what the process computes, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = self.computed_s = 0.0
+        self.requests: list[Costs] = []
+
+    def store(self, requests: int = 8) -> StoreTime:
+        store = StoreTime(lambda: self.now_s, lambda: self.computed_s, lambda: self.computed_s)
+        self.requests += [Costs() for _ in range(requests)]
+        for request in self.requests:
+            store.begin(request)
+        return store
+
+    def searched(self, store: StoreTime, seconds: float, own_s: float, busy: float) -> None:
+        """A search, in which the process computes for a share of the time."""
+        self.now_s += seconds
+        self.computed_s += busy * seconds
+        store.observe(seconds, own_s)
+
+
+def test_what_waits_for_the_processor_is_not_hidden() -> None:
+    """Of a search among those of many requests only what it computes; of a far one all."""
+    clocks = Clocks()
+    here, far = clocks.store(), clocks.store()
+    for _ in range(5):
+        clocks.searched(here, 0.03, 0.002, busy=1.3)
+        clocks.searched(far, 0.03, 0.002, busy=1.3)
+    clocks.searched(here, 0.003, 0.002, busy=1.3)  # this one was alone
+
+    assert (here.computes_here, far.computes_here) == (True, False)
+    assert (here.hidden_s(0.03), here.hidden_s(0.001)) == (0.002, 0.001)
+    assert far.hidden_s(0.03) == 0.03
+
+
+@pytest.mark.parametrize(("requests", "busy"), [(8, 0.5), (1, 1.3)])
+def test_a_store_behind_a_cache_is_far_away(requests: int, busy: float) -> None:
+    """Its quick searches compute here; the others are worth a guess, on a processor with room."""
+    clocks = Clocks()
+    store = clocks.store(requests)
+    clocks.searched(store, 0.0001, 0.0001, busy)
+    clocks.searched(store, 0.05, 0.001, busy)
+
+    assert store.computes_here
+    assert store.hidden_s(0.05) == 0.05
+
+
+def test_requests_count_while_they_are_in_progress() -> None:
+    """The last one has the processor for itself; what is not referenced any more has ended."""
+    clocks = Clocks()
+    store = clocks.store(3)
+    clocks.searched(store, 0.2, 0.15, busy=1.3)
+    several = store.hidden_s(0.5)
+    store.end(clocks.requests.pop())
+    store.end(Costs())
+    two = store.hidden_s(0.5)
+    clocks.requests.pop()
+
+    assert (several, two, store.hidden_s(0.5)) == (0.15, 0.15, 0.5)
+
+
+def test_where_a_store_computes_is_known_for_a_while() -> None:
+    """Between the searches of a crowd hardly one runs through; later it may be another store."""
+    store = StoreTime()
+    store.observe(0.002, 0.002)
+    for _ in range(KEPT - 1):
+        store.observe(0.03, 0.002)
+    before = store.computes_here
+    store.observe(0.03, 0.002)
+
+    assert (before, store.computes_here) == (True, False)
+
+
+def test_searches_are_sampled() -> None:
+    """The clocks are not read for each of many short ones: that would take longer than they do."""
+    clocks = Clocks()
+    read: list[float] = []
+
+    def own() -> float:
+        read.append(clocks.now_s)
+        return clocks.computed_s
+
+    store = StoreTime(lambda: clocks.now_s, own, lambda: clocks.computed_s)
+    for _ in range(100):
+        with store.search():
+            clocks.now_s += 0.01
+            clocks.computed_s += 0.01
+
+    assert store.computes_here
+    assert 2 * 8 <= len(read) <= 2 * 12
+
+
+@pytest.mark.parametrize(("own_s", "worth"), [(0.0005, False), (0.00001, True)])
+def test_many_requests_over_a_store_in_this_process_do_not_guess(
+    monkeypatch: pytest.MonkeyPatch, own_s: float, worth: bool
+) -> None:
+    """With a full processor a search of 0.5 ms takes 20; one that is far away is hidden."""
+    monkeypatch.setattr(Costs, "SIDE_BY_SIDE_S", 0.003)
+    clocks = Clocks()
+    costs = Costs(store=clocks.store())
+    clocks.searched(costs.store, 0.001, own_s, busy=1.3)
+    for _ in range(20):
+        clocks.searched(costs.store, 0.02, own_s, busy=1.3)
+        costs.searched(Searched(1, 0.02))
+    unwritten = costs.worth_guessing()
+    costs.wrote(0.02)
+
+    assert (worth, worth) == (unwritten, costs.worth_guessing())
+
+
+class Computing(WordRetriever):
+    """Computes for a millisecond, or waits for one."""
+
+    def __init__(self, *, computes: bool) -> None:
+        super().__init__(TEXTS)
+        self.computes = computes
+
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        if not self.computes:
+            time.sleep(0.001)
+        until_s = time.thread_time() + 0.001
+        while self.computes and time.thread_time() < until_s:
+            pass
+        return super().search_wide(queries, width)
+
+
+@pytest.mark.parametrize("computes", [True, False])
+@pytest.mark.parametrize("verified", [True, False])
+def test_searches_are_timed_in_the_threads_that_make_them(verified: bool, computes: bool) -> None:
+    """Alone, in a batch, on asyncio; also in the lanes of a verifier."""
+    prompts = ["fox whale fox", "frog whale", "whale fox"] * 4
+
+    def opened() -> Any:
+        store = Computing(computes=computes)
+        return Verifier(store) if verified else store
+
+    async def awaited() -> tuple[bool, bool]:
+        async with AsyncEngine(EchoWorkload(), opened()) as engine:
+            await asyncio.gather(*(engine.run(prompt) for prompt in prompts))
+            alone = engine._session.costs.store
+            await engine.batch(prompts)
+            return alone.computes_here, engine._together.session.costs.store.computes_here
+
+    with Engine(EchoWorkload(), opened()) as engine:
+        for prompt in prompts:
+            engine.run(prompt)
+        alone = engine._session.costs.store
+        engine.batch(prompts)
+        merged = engine._together.session.costs.store
+
+    assert (alone.computes_here, merged.computes_here) == (computes, computes)
+    assert asyncio.run(awaited()) == (computes, computes)
+    assert (alone is merged) == verified
+
+
+def test_a_failed_search_is_not_timed() -> None:
+    """It says nothing of the others."""
+
+    class Broken(Computing):
+        def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+            super().search_wide(queries, width)
+            raise ValueError("broken")
+
+    with Engine(EchoWorkload(), Broken(computes=True)) as engine:
+        with pytest.raises(ValueError, match="broken"):
+            engine.run("fox")
+
+        assert not engine._session.costs.store.computes_here

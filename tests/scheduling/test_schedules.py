@@ -506,31 +506,18 @@ def test_a_lane_gathers_before_it_is_taken_by_one_query() -> None:
     assert worth_gathering(1.0, lambda n: 1.2 + 0.2 * n, 0.9) == 1
 
 
-@pytest.mark.parametrize(("busy_s", "worth"), [(0.002, False), (0.0005, True)])
+@pytest.mark.parametrize(("own_s", "worth"), [(0.002, False), (0.0005, True)])
 def test_a_short_search_that_computes_here_is_not_guessed_for(
-    monkeypatch: pytest.MonkeyPatch, busy_s: float, worth: bool
+    monkeypatch: pytest.MonkeyPatch, own_s: float, worth: bool
 ) -> None:
     """Two threads that compute take more from each other than 2 ms of searching would give."""
     monkeypatch.setattr(Costs, "SIDE_BY_SIDE_S", 0.003)
     costs = Costs()
     costs.wrote(0.01)
-    costs.searched(Searched(1, 0.002, busy_s=busy_s))
+    costs.store.observe(0.002, own_s)
+    costs.searched(Searched(1, 0.002))
 
     assert worth == costs.worth_guessing()
-
-
-def test_what_is_computed_beside_a_segment_says_nothing_of_the_search(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It may all have been the model's: only a search without one tells whose it was."""
-    monkeypatch.setattr(Costs, "SIDE_BY_SIDE_S", 0.003)
-    costs = Costs()
-    costs.wrote(0.01)
-    costs.searched(Searched(1, 0.002))
-    for _ in range(8):
-        costs.searched(Searched(1, 0.002, beside_s=0.002, busy_s=0.002))
-
-    assert costs.worth_guessing()
 
 
 @pytest.mark.parametrize(("guess_s", "worth"), [(0.009, False), (0.004, True)])

@@ -138,6 +138,7 @@ def test_what_was_found_after_the_index_changed_is_shared_with_no_other_request(
     cascade.learn(Query("a"), SearchResult(hits_of("x"), hits_of("x")))
     now[0] = "new"
     cascade.learn(Query("b"), SearchResult(hits_of("y"), hits_of("y")))
+    cascade.catch_up()
 
     assert [hits_of("x"), hits_of("y")] == [cascade.known(Query(name)) for name in "ab"]
     assert [hits_of("x"), None] == [memo.known("old", Query(name)) for name in "ab"]
@@ -227,8 +228,11 @@ class TestInvalidation:
         memo.invalidate("index")
         pool.invalidate(retriever.signature)
         before.learn(query, SearchResult(hits, hits))
+        before.catch_up()
 
         assert before.known(query) == hits
         assert (memo.size, pool.of(retriever).size) == (0, 0)
-        request().learn(query, SearchResult(hits, hits))
+        after = request()
+        after.learn(query, SearchResult(hits, hits))
+        after.catch_up()
         assert (memo.size, pool.of(retriever).size) == (1, len(hits))

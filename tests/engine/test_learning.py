@@ -1,0 +1,103 @@
+"""Speculators learn while the model generates, and before they guess."""
+
+import threading
+from typing import Any
+
+from ralmspec_plugins import AsyncEngine, Engine, FixedStride, Settings
+from ralmspec_plugins.effects import Work
+from ralmspec_plugins.engine.session import RequestContext, Session
+from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.testing import EchoWorkload, WordRetriever
+from ralmspec_plugins.types import Hits, Query, as_request
+
+TEXTS = ["red fox", "blue whale"]
+TEXT = "\n".join(TEXTS)
+FOR_S = 20.0
+
+
+class Pupil:
+    """Learns when the first segment has begun, and guesses what it was taught last."""
+
+    inline = True
+
+    def __init__(self, begun: threading.Event | None = None) -> None:
+        self.begun = begun
+        self.in_time: list[bool] = []
+        self.taught: list[str] = []
+        self.last: Hits | None = None
+        self.known_at_guesses: list[int] = []
+
+    def guess(self, _query: Query) -> Hits | None:
+        self.known_at_guesses.append(len(self.taught))
+        return self.last
+
+    def learn(self, query: Query, hits: Hits) -> None:
+        if self.begun is not None:
+            self.in_time.append(self.begun.wait(FOR_S))
+        self.taught.append(query.text)
+        self.last = hits[:1]
+
+
+class Telling(EchoWorkload):
+    """Says when it writes."""
+
+    def __init__(self, begun: threading.Event) -> None:
+        super().__init__()
+        self.begun = begun
+
+    def extend(self, state: Any, hits: Hits, progress: Progress) -> Any:
+        self.begun.set()
+        return super().extend(state, hits, progress)
+
+
+def test_speculators_learn_while_the_segment_is_written() -> None:
+    """What the first search found; the text does not wait for them."""
+    begun = threading.Event()
+    pupil = Pupil(begun)
+    with Engine(Telling(begun), WordRetriever(TEXTS), Settings(speculators=[pupil])) as engine:
+        text = "".join(engine.stream("fox whale"))
+
+    assert text == TEXT
+    assert pupil.taught == ["fox", "whale"]
+    assert pupil.in_time == [True, True]
+
+
+async def test_speculators_learn_while_the_segment_is_written_on_asyncio() -> None:
+    """The same in tasks."""
+    begun = threading.Event()
+    pupil = Pupil(begun)
+    settings = Settings(speculators=[pupil])
+    async with AsyncEngine(Telling(begun), WordRetriever(TEXTS), settings) as engine:
+        text = (await engine.run("fox whale")).text
+
+    assert text == TEXT
+    assert pupil.taught == ["fox", "whale"]
+    assert pupil.in_time == [True, True]
+
+
+def test_a_guess_knows_all_that_was_found() -> None:
+    """Also where no engine has called for it: whoever guesses has learned before."""
+    pupil = Pupil()
+    settings = Settings(speculators=[pupil], schedule=FixedStride(stride=1))
+    retriever = WordRetriever(["red fox in the snow", "blue whale"])
+    context = RequestContext(
+        Session(EchoWorkload(), retriever, settings), as_request("fox red snow the")
+    )
+    done: list[Any] = []
+    needs = next(context.flow)
+    while context.finish is None:
+        for need in needs:
+            if isinstance(need, Work):
+                context.carry_out(need, lambda: 0.0, done.append)
+            else:
+                context.note(need)
+        if context.finish is None:
+            needs = context.flow.send(done.pop(0))
+    answer = context.answer(0.0)
+
+    assert answer.text.count("red fox in the snow") == 4
+    assert answer.stats.accepted == answer.stats.guesses == 3
+    assert pupil.known_at_guesses == [0, 1, 2, 3]
+    assert pupil.taught == ["fox", "red", "snow"]  # the last result came before no guess
+    context.learn()
+    assert pupil.taught == ["fox", "red", "snow", "the"]
