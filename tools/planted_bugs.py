@@ -10,6 +10,8 @@ AGENTS = "tests/langchain/agents/test_dangers.py"
 CHAT = "tests/serving/test_chat.py"
 GUARD = "tests/serving/test_guard.py"
 THREADS = "tests/engine/test_plain_threads.py tests/scheduling/test_schedules.py"
+LOAD = "tests/scheduling/test_load.py"
+LEARNING = "tests/engine/test_learning.py"
 
 
 @dataclass(frozen=True)
@@ -279,17 +281,45 @@ BUGS = (
     ),
     Bug(
         "a search that waits is measured as one that computes here",
-        "ralmspec_plugins/scheduling/cost_model.py",
-        "search.busy_s >= 0.5 * search.seconds > 0.0",
-        "search.busy_s <= 0.5 * search.seconds",
+        "ralmspec_plugins/scheduling/load.py",
+        "if own_s >= OWN * seconds else",
+        "if own_s <= OWN * seconds else",
         THREADS,
     ),
     Bug(
-        "the model's computing time is counted as the search's",
-        "ralmspec_plugins/scheduling/cost_model.py",
-        "if search.beside_s <= 0.05 * search.seconds:",
-        "if search.beside_s >= 0.0:",
-        THREADS,
+        "what a full processor delays counts as hidden by a guess",
+        "ralmspec_plugins/scheduling/load.py",
+        "return seconds if alone else min(seconds, median_low(self._own))",
+        "return seconds",
+        LOAD,
+    ),
+    Bug(
+        "one request counts as many",
+        "ralmspec_plugins/scheduling/load.py",
+        "alone = len(self._requests) <= 1",
+        "alone = False",
+        LOAD,
+    ),
+    Bug(
+        "a guess is made before the last results are learned",
+        "ralmspec_plugins/window.py",
+        "            cascade.catch_up()\n",
+        "",
+        LEARNING,
+    ),
+    Bug(
+        "speculators learn before the segment begins",
+        "ralmspec_plugins/speculators/cascade.py",
+        "            self._unlearned.append((query, found.wide))\n",
+        "            self._unlearned.append((query, found.wide))\n            self.catch_up()\n",
+        LEARNING,
+    ),
+    Bug(
+        "a segment in the calling thread is not stopped",
+        "ralmspec_plugins/engine/session.py",
+        "        if (progress := self._in_caller) is not None:\n            progress.cancel()\n",
+        "",
+        "tests/engine/test_engine_ends.py",
     ),
     Bug(
         "what a guess takes is never counted",
