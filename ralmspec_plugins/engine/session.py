@@ -394,7 +394,7 @@ class RequestContext:
 
     @contextmanager
     def in_caller(self, need: Work) -> Iterator[None]:
-        """Let `stop_caller` stop this work while the body carries it out."""
+        """Make this work one that `stop_caller` stops, while the body carries it out."""
         if isinstance(need, FormQuery | Extend):
             self._in_caller = need.progress
             if self._stopped:
@@ -457,7 +457,7 @@ class RequestContext:
         return [Settled(answer.text, answer.state)]
 
     def learn(self) -> None:
-        """Let the speculators learn new results: after the work has begun, while it is carried out.
+        """Hand new results to the speculators: after the work has begun, while it is carried out.
 
         Before a guess is made, they have learned all results in any case. So results are not
         learned while guesses do not pay off, nor at the end of a request that shares none.

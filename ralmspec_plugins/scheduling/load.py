@@ -96,8 +96,8 @@ class StoreTime:
     A search of a store in this process takes longer while other requests compute: it waits for
     the processor, or for Python's lock. A guess cannot hide that time, since what is generated
     meanwhile needs the processor, too. Only what the search itself computes is hidden by it, on a
-    processor of its own. The time of a store that is far away is waiting, which a guess hides,
-    however busy the process is. Reading these clocks may take long, so searches are sampled.
+    processor of its own. The time of a remote store is waiting, which a guess hides, however
+    busy the process is. Reading these clocks may take long, so searches are sampled.
     Thread-safe.
 
     >>> now_s, computed_s = 0.0, 0.0
@@ -117,7 +117,7 @@ class StoreTime:
         own: Callable[[], float] = time.thread_time,
         computed: Callable[[], float] = time.process_time,
     ) -> None:
-        """Create the time of a store that was not searched yet: it counts as far away.
+        """Create the time of a store that was not searched yet: it counts as remote.
 
         Args:
             clock: returns the time in seconds.

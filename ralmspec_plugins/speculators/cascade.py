@@ -188,7 +188,7 @@ class SpeculatorCascade:
             self._unlearned.append((query, found.wide))
 
     def catch_up(self) -> None:
-        """Let the speculators learn the results since the last call, in their order."""
+        """Hand the results since the last call to the speculators, in their order."""
         unlearned, self._unlearned = self._unlearned, []
         for query, wide in unlearned:
             for speculator, generation in zip(self._speculators, self._generations, strict=True):
