@@ -177,6 +177,6 @@ class _Loop:
             batch = tuple(dict.fromkeys(pending[:size]))
             pending = [query for query in pending[size:] if query not in batch]
             if batch:
-                wide = policy is not None and policy.worth_guessing()
+                wide = policy is not None and policy.worth_prefetching()
                 window.start(Search(batch, wide, window.any_follow_guess(batch)))
         return bool(sizes)

@@ -23,7 +23,7 @@ from ralmspec_plugins.effects import (
     Waited,
     Work,
 )
-from ralmspec_plugins.engine.base import DEFAULT_CONCURRENCY, GRACE_S, BaseEngine, Executor
+from ralmspec_plugins.engine.base import DEFAULT_CONCURRENCY, GRACE_S, IDLE_S, BaseEngine, Executor
 from ralmspec_plugins.engine.batch import aanswer_all
 from ralmspec_plugins.engine.session import (
     Raised,
@@ -334,7 +334,8 @@ class _Drive:
         else:
             needs = context.flow.send(await executor.next_completion())
         executor.process(needs)
-        asyncio.get_running_loop().call_soon(context.learn)  # after the tasks have begun
+        if context.may_learn:
+            asyncio.get_running_loop().call_later(IDLE_S, context.learn)
         return context.events()
 
     @property

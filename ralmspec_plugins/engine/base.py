@@ -14,6 +14,7 @@ from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.types import Request, as_request
 
+IDLE_S = 0.005  # without a completion, after which speculators learn: what was started has begun
 PATIENCE_S = 1.0  # maximum wait for a completion, after which the loop no longer gathers queries
 GRACE_S = 5.0  # maximum wait for a segment to stop, when a request is cancelled
 THREADS = 256  # upper bound; a thread is only started while all others are busy
@@ -177,4 +178,12 @@ class BaseEngine(Generic[EventsT, PiecesT]):
         return self._together.session, asked, workers
 
 
-__all__ = ["DEFAULT_CONCURRENCY", "GRACE_S", "PATIENCE_S", "THREADS", "BaseEngine", "Executor"]
+__all__ = [
+    "DEFAULT_CONCURRENCY",
+    "GRACE_S",
+    "IDLE_S",
+    "PATIENCE_S",
+    "THREADS",
+    "BaseEngine",
+    "Executor",
+]

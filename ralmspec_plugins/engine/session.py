@@ -457,14 +457,20 @@ class RequestContext:
         return [Settled(answer.text, answer.state)]
 
     def learn(self) -> None:
-        """Hand new results to the speculators: after the work has begun, while it is carried out.
+        """Hand new results to the speculators, if there are any to be learned now."""
+        if self.may_learn:
+            self.guesses.catch_up()
+
+    @property
+    def may_learn(self) -> bool:
+        """Whether speculators should learn new results as soon as nothing else is to be done.
 
         Before a guess is made, they have learned all results in any case. So results are not
         learned while guesses do not pay off, nor at the end of a request that shares none.
         """
-        own = self.finish is not None and not self.session.teaches
-        if not own and self.worth_guessing:
-            self.guesses.catch_up()
+        if not self.guesses.is_behind or (self.finish is not None and not self.session.teaches):
+            return False
+        return self.worth_guessing
 
     def close(self) -> None:
         """End the loop, and free the memory of this request's states."""

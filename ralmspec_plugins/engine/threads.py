@@ -1,5 +1,6 @@
 """The engine on threads: generation in one thread, each search in another."""
 
+import contextlib
 import contextvars
 import queue
 from collections.abc import Generator, Sequence
@@ -24,7 +25,7 @@ from ralmspec_plugins.effects import (
     Waited,
     Work,
 )
-from ralmspec_plugins.engine.base import DEFAULT_CONCURRENCY, GRACE_S, BaseEngine, Executor
+from ralmspec_plugins.engine.base import DEFAULT_CONCURRENCY, GRACE_S, IDLE_S, BaseEngine, Executor
 from ralmspec_plugins.engine.batch import answer_all
 from ralmspec_plugins.engine.session import RequestContext
 from ralmspec_plugins.engine.streams import AnswerStream, CompletionQueue, EventStream, Outcome
@@ -121,7 +122,7 @@ class ThreadExecutor(Executor):
         """
         while True:
             try:
-                completion = self._completed.get(timeout=self._patience_s())
+                completion = self._next()
             except queue.Empty:
                 return Waited()
             if not self._is_late(completion):
@@ -130,6 +131,14 @@ class ThreadExecutor(Executor):
         if isinstance(completion, Aborted):
             raise completion.error
         return completion
+
+    def _next(self) -> Completion | Aborted:
+        """Return the next completion; if none comes at once, speculators learn meanwhile."""
+        if self._context.may_learn:
+            with contextlib.suppress(queue.Empty):
+                return self._completed.get(timeout=min(IDLE_S, self._patience_s()))
+            self._context.learn()
+        return self._completed.get(timeout=self._patience_s())
 
     def _is_late(self, completion: Completion | Aborted) -> bool:
         """Return whether this comes from work that was left running and already completed."""
@@ -287,9 +296,9 @@ def _until_finished(
             while context.finish is None:
                 executor.process(needs)
                 yield from context.events()
-                context.learn()
                 if context.finish is None:
                     needs = context.flow.send(executor.next_completion())
+            context.learn()
     except Exception as error:  # noqa: BLE001 raised by the stream
         return error
     return None

@@ -34,6 +34,10 @@ class ContinuousPolicy:
         """Return whether hiding a search would save a noticeable share of a step."""
         return self._costs.worth_guessing()
 
+    def worth_prefetching(self) -> bool:
+        """Return whether guesses are made, and are right often enough to be used; or as a trial."""
+        return self._costs.worth_prefetching(self._least_right)
+
     def may_write(self, view: SchedulerState) -> bool:
         """Return whether speculation saves more than wrong guesses cost.
 

@@ -163,6 +163,7 @@ class Costs:
     # after some outcomes: otherwise speculation would never be tried again.
     FADING = 0.97
     FADING_STOP = 0.985
+    PREFETCH_TRIAL = 16  # of so many searches one prefetches where guesses are too seldom right
     STOP_SHARE = 0.5  # of a step until a segment has stopped, before that was measured
     LONG_SEARCH = 2.0  # steps of a search that is long
 
@@ -179,6 +180,7 @@ class Costs:
         self.contention = Contention()
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._stops: deque[float] = deque(maxlen=RECENT)
+        self._searches = 0
         self._since_stop = 0  # outcomes since a segment was last stopped
         self._guessing: deque[float] = deque(maxlen=RECENT)
         self._guess_s = 0.0  # usual duration of a guess
@@ -216,6 +218,7 @@ class Costs:
     def searched(self, search: Searched) -> None:
         """Record the seconds of a search, and its overlap with generation."""
         self.contention.searched()
+        self._searches += 1
         self._guess_s *= self.FADING
         self._side_by_side_s = self.SIDE_BY_SIDE_S if self.store.computes_here else 0.0
         alone_s = self.contention.alone_s(search.seconds, search.beside_s)
@@ -251,6 +254,19 @@ class Costs:
             return False
         return self._guess_s <= max(self.QUICK_GUESS_S, self.guess_rate * most_s)
 
+    def worth_prefetching(self, min_acceptance_rate: float = MIN_ACCEPTANCE_RATE) -> bool:
+        """Return whether more hits than needed are worth their time: those that guesses use.
+
+        Args:
+            min_acceptance_rate: the acceptance rate below which only a trial asks for them.
+        """
+        if self._is_seldom_right(min_acceptance_rate) and self._searches % self.PREFETCH_TRIAL:
+            return False
+        return self.worth_guessing()
+
+    def _is_seldom_right(self, min_acceptance_rate: float) -> bool:
+        return len(self._guesses) >= 8 and self.guess_rate < min_acceptance_rate
+
     def worth_writing(self, min_acceptance_rate: float = MIN_ACCEPTANCE_RATE) -> bool:
         """Return whether speculative segments save more than wrong guesses cost.
 
@@ -258,7 +274,7 @@ class Costs:
             min_acceptance_rate: the acceptance rate below which the result is false.
         """
         step_s = self.step_s
-        if len(self._guesses) >= 8 and self.guess_rate < min_acceptance_rate:
+        if self._is_seldom_right(min_acceptance_rate):
             return False
         if step_s is None or not self.curve.points:
             return True

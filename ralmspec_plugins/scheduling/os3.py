@@ -151,6 +151,10 @@ class FixedStridePolicy:
         """Return true: a fixed stride reproduces the paper."""
         return True
 
+    def worth_prefetching(self) -> bool:
+        """Return whether guesses are made."""
+        return self.worth_guessing()
+
     def may_write(self, view: SchedulerState) -> bool:
         """Return whether the batch has room; during a search, one more with `overlap`."""
         if view.searching:

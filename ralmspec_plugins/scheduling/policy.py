@@ -24,6 +24,10 @@ class Policy(Protocol):
         """Return whether to call the speculators."""
         ...
 
+    def worth_prefetching(self) -> bool:
+        """Return whether the next search asks for more hits than it needs, for the caches."""
+        ...
+
     def may_write(self, view: SchedulerState) -> bool:
         """Return whether the next step may use its guess."""
         ...

@@ -187,6 +187,11 @@ class SpeculatorCascade:
         if self._speculators:
             self._unlearned.append((query, found.wide))
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are results that the speculators have not learned."""
+        return bool(self._unlearned)
+
     def catch_up(self) -> None:
         """Hand the results since the last call to the speculators, in their order."""
         unlearned, self._unlearned = self._unlearned, []

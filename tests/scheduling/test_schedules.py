@@ -520,6 +520,28 @@ def test_a_short_search_that_computes_here_is_not_guessed_for(
     assert worth == costs.worth_guessing()
 
 
+def test_only_a_trial_prefetches_for_guesses_that_are_never_right() -> None:
+    """One search of sixteen; once some guesses are right again, each does."""
+    costs = Costs()
+    policy = Continuous().begin(costs)
+    costs.wrote(0.01)
+    before = policy.worth_prefetching()
+    for _ in range(32):
+        costs.record_outcome(accepted=False)
+    wide = []
+    for _ in range(32):
+        costs.searched(Searched(1, 0.01))
+        wide.append(policy.worth_prefetching())
+    assert policy.worth_guessing()
+    for _ in range(4):
+        costs.record_outcome(accepted=True)
+
+    assert before
+    assert sum(wide) == 2
+    assert policy.worth_prefetching()
+    assert FixedStride(stride=2).begin(costs).worth_prefetching()
+
+
 @pytest.mark.parametrize(("guess_s", "worth"), [(0.009, False), (0.004, True)])
 def test_guesses_that_take_what_they_hide_are_not_made(guess_s: float, worth: bool) -> None:
     """Half of them are right, so a guess for a search of 10 ms hides 5 on average."""
