@@ -41,6 +41,7 @@ class Step:
     carried: Any = None  # the value from forming the query, for `extend`
     guessed: bool = False  # the speculators that can be called now were called
     guess: Hits | None = None
+    guess_s: float = 0.0  # the time of the guess
     truth: Hits | None = None
     used: Hits | None = None
     verified: bool = False

@@ -256,7 +256,8 @@ class SpeculationWindow:
         assert isinstance(step.query, Query)
         self.out.append(Judged(step.query, right))
         self.metrics.record_outcome(right)
-        self.cascade.record_outcome(step.query, right)
+        lead_s = max(0.0, self.metrics.now_s - step.guess_s)
+        self.cascade.record_outcome(step.query, right, lead_s)
         if self.policy is not None:
             self.policy.record_outcome(right)
 
@@ -421,6 +422,7 @@ class SpeculationWindow:
             step.asked_s += done.took_s
         if isinstance(done.need, Guess):
             step.guess = None if done.error is not None else done.value
+            step.guess_s = done.ended_s
         elif done.error is not None:
             step.failure = Failure(done.error, isolated)
         elif isinstance(done.need, FormQuery):
@@ -582,6 +584,7 @@ class SpeculationWindow:
             cascade.catch_up()
             began_s = cascade.clock()
             step.guess = cascade.guess_inline(query, encoded=step.encoded)
+            step.guess_s = self.metrics.now_s
             self.policy.guessed(cascade.clock() - began_s)
             if step.guess is None and cascade.slow(encoded=step.encoded):
                 self.write(Guess(query, step.encoded), step)

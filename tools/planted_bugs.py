@@ -315,6 +315,20 @@ BUGS = (
         LEARNING,
     ),
     Bug(
+        "of two speculators the one that is right more often is asked, however late",
+        "ralmspec_plugins/speculators/ranking.py",
+        "self.rate(place) * leads.get(place, most_s) / most_s",
+        "self.rate(place)",
+        "tests/speculators/test_ranking.py",
+    ),
+    Bug(
+        "the lead of a guess is measured from the start of the request",
+        "ralmspec_plugins/window.py",
+        "            step.guess_s = done.ended_s\n",
+        "",
+        "tests/speculators/test_ranking.py",
+    ),
+    Bug(
         "a segment in the calling thread is not stopped",
         "ralmspec_plugins/engine/session.py",
         "        if (progress := self._in_caller) is not None:\n            progress.cancel()\n",

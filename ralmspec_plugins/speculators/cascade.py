@@ -50,7 +50,7 @@ class SpeculatorCascade:
             may_guess: returns whether guesses may be used now; `None`: always.
             rate_limit: of providers; while it is active no guess is used.
             clock: returns the seconds by which inline guesses are timed.
-            rates: of the engine's speculators: the most often right one is called first.
+            rates: of the engine's speculators: the one whose guesses save the most is called first.
         """
         self.clock = clock
         self._complained = False
@@ -139,11 +139,17 @@ class SpeculatorCascade:
         """Return the first guess of the other speculators."""
         return self._first_guess(self._turns(encoded)[1], query)
 
-    def record_outcome(self, query: Query, accepted: bool) -> None:
-        """Record whether the guess for a query was right."""
+    def record_outcome(self, query: Query, accepted: bool, lead_s: float) -> None:
+        """Record whether the guess for a query was right, and how long before the search's result.
+
+        Args:
+            query: the query.
+            accepted: whether the guess was right.
+            lead_s: the seconds from the guess to the result.
+        """
         place = self._guessed_by.pop(query.key, None)
         if place is not None:
-            self._rates.record_outcome(place, accepted)
+            self._rates.record_outcome(place, accepted, lead_s)
 
     def _turns(self, encoded: bool) -> tuple[list[int], list[int]]:
         """Return the places of those to call inside the loop, and of those to call after them.
