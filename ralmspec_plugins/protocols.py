@@ -278,7 +278,12 @@ class Speculator(Protocol):
         ...
 
     def learn(self, query: Query, hits: Hits) -> None:
-        """Learn from the hits of a real search, including prefetched ones."""
+        """Learn from the hits of a real search, including prefetched ones.
+
+        Called before the next guess, and before that when nothing else is to be done, while the
+        model generates. Not called for searches during which guesses do not pay off, nor at the
+        end of a request for its own speculators.
+        """
         ...
 
 
