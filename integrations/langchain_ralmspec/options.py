@@ -1,6 +1,6 @@
 """Checks of options when they are given: fields of the runnables, and settings of a call."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -23,14 +23,26 @@ def checked_fields(kind: type) -> Iterator[None]:
         yield
     except ValidationError as error:
         known: Collection[str] = getattr(kind, "model_fields", {})
-        said = [
-            f"{'.'.join(map(str, one['loc'][:1]))}: {one['msg']}, got {one['input']!r:.80}"
-            f"{_hint(one['input'])}"
-            if one["type"] != "extra_forbidden"
-            else f"{one['loc'][0]} is not an option; {suggestion(str(one['loc'][0]), known)}"
-            for one in error.errors(include_url=False)
-        ]
-        raise ConfigError(f"{kind.__name__}: {'; '.join(dict.fromkeys(said))}") from error
+        fields: dict[str, list[Any]] = {}
+        for one in error.errors(include_url=False):
+            fields.setdefault(".".join(map(str, one["loc"][:1])), []).append(one)
+        said = [_wrong(name, found, known) for name, found in fields.items()]
+        raise ConfigError(f"{kind.__name__}: {'; '.join(said)}") from error
+
+
+_CLASSES: Final = {"dataclass_type": "class_name", "is_instance_of": "class"}
+
+
+def _wrong(name: str, found: Sequence[Any], known: Collection[str]) -> str:
+    """Return one sentence on the errors of a field: of a union pydantic has one for each member."""
+    first = found[0]
+    if first["type"] == "extra_forbidden":
+        return f"{name} is not an option; {suggestion(name, known)}"
+    got = f"got {first['input']!r:.80}{_hint(first['input'])}"
+    if all(one["type"] in _CLASSES for one in found):
+        classes = [one["ctx"][_CLASSES[one["type"]]] for one in found]
+        return f"{name}: it must be an instance of {' or '.join(dict.fromkeys(classes))}, {got}"
+    return f"{name}: {'; '.join(dict.fromkeys(one['msg'] for one in found))}, {got}"
 
 
 def _hint(given: Any) -> str:

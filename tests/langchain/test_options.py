@@ -88,6 +88,18 @@ def test_a_wrong_option_of_a_retriever_is_refused_by_name(name: str, value: Any)
         SpeculativeRetriever(**parts | {name: value})
 
 
+def test_a_wrong_class_is_one_sentence() -> None:
+    """Pydantic has an error for each class that a field may have."""
+    parts: dict[str, Any] = {"retriever": HashRetriever(documents=documents()), "llm": HashLLM()}
+    with pytest.raises(ConfigError) as caught:
+        SpeculativeRAG(**parts, schedule="continuous")
+
+    assert str(caught.value) == (
+        "SpeculativeRAG: schedule: it must be an instance of Continuous or OptimalStride or "
+        "FixedStride, got 'continuous'"
+    )
+
+
 def test_an_unknown_option_names_the_one_that_was_meant() -> None:
     """Of both classes, of `speculate()`, and of a call."""
     retriever, llm = HashRetriever(documents=documents()), HashLLM()
