@@ -289,15 +289,22 @@ BUGS = (
     Bug(
         "what a full processor delays counts as hidden by a guess",
         "ralmspec_plugins/scheduling/load.py",
-        "return seconds if alone else min(seconds, median_low(self._own))",
+        "return min(seconds, median_low(self._own))",
         "return seconds",
+        LOAD,
+    ),
+    Bug(
+        "a request that ends in a garbage collection waits for itself",
+        "ralmspec_plugins/scheduling/load.py",
+        "        self._requests.add(request)\n\n",
+        "        with self._lock:\n            self._requests.add(request)\n\n",
         LOAD,
     ),
     Bug(
         "one request counts as many",
         "ralmspec_plugins/scheduling/load.py",
-        "alone = len(self._requests) <= 1",
-        "alone = False",
+        "if len(self._requests) <= 1:",
+        "if False:",
         LOAD,
     ),
     Bug(

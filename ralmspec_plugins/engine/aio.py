@@ -162,15 +162,25 @@ class AsyncExecutor(Executor):
             DeadlineExceeded: The deadline passed.
             BaseException: A part raised no `Exception`, or the stream was closed.
         """
-        patience_s = self._patience_s()  # its DeadlineExceeded is a TimeoutError, too
-        try:
-            async with asyncio.timeout(patience_s):
-                completion = await self._completed.get()
-        except TimeoutError:
+        completion = None
+        if self._context.may_learn:
+            completion = await self._within(min(IDLE_S, self._patience_s()))
+            if completion is None:
+                self._context.learn()
+        if completion is None:
+            completion = await self._within(self._patience_s())
+        if completion is None:
             return Waited()
         if isinstance(completion, Aborted):
             raise completion.error
         return completion
+
+    async def _within(self, patience_s: float) -> Completion | Aborted | None:
+        try:
+            async with asyncio.timeout(patience_s):
+                return await self._completed.get()
+        except TimeoutError:
+            return None
 
     @property
     def busy(self) -> bool:
@@ -334,8 +344,6 @@ class _Drive:
         else:
             needs = context.flow.send(await executor.next_completion())
         executor.process(needs)
-        if context.may_learn:
-            asyncio.get_running_loop().call_later(IDLE_S, context.learn)
         return context.events()
 
     @property

@@ -73,6 +73,7 @@ class Session:
         known: "Session | None" = None,
         *,
         merged: bool = False,
+        timed: bool = True,
     ) -> None:
         """Check that the parts are compatible.
 
@@ -85,6 +86,7 @@ class Session:
                 known here, and the other way round.
             merged: whether searches of several requests are merged here and not there: the costs
                 are then those known there at the beginning, and measured separately from then on.
+            timed: whether it is measured what searches compute; not in virtual time.
 
         Raises:
             ConfigError: A shared speculator belongs to another retriever.
@@ -99,7 +101,8 @@ class Session:
         if known is not None:
             self.costs = known.costs.copy() if merged else known.costs
             self.rates, self.rate_limit = known.rates, known.rate_limit
-        if isinstance(retriever, Verifier) and (known is None or merged):
+        self._is_timed = timed and self.settings.speculate and not isinstance(retriever, Verifier)
+        if timed and isinstance(retriever, Verifier) and (known is None or merged):
             self.costs.store = retriever.store_time
         self._clock = clock
         self.speculate = self.settings.speculate
@@ -301,8 +304,7 @@ class Session:
 
     def _timed(self) -> AbstractContextManager[None]:
         """Time a search in this thread; a verifier times its own, in the threads of its lanes."""
-        untimed = not self.speculate or isinstance(self.retriever, Verifier)
-        return nullcontext() if untimed else self.costs.store.search()
+        return self.costs.store.search() if self._is_timed else nullcontext()
 
     def _narrow(self, queries: Sequence[Query], error: Exception) -> list[SearchResult]:
         """Search without prefetching; if only this succeeds, later searches do the same."""

@@ -115,7 +115,7 @@ class Simulation:
         settings: Settings | None = None,
     ) -> None:
         """Create a simulation of a workload and a retriever with these latencies."""
-        self._session = Session(workload, retriever, settings, clock=lambda: 0.0)
+        self._session = Session(workload, retriever, settings, clock=lambda: 0.0, timed=False)
         self._latencies = latencies
 
     def run(self, request: Request | str) -> Answer:

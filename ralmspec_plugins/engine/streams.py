@@ -103,7 +103,8 @@ class EventStream(_Result, Iterator[Event]):
     def close(self) -> None:
         """Cancel the request, from any thread; all its work is stopped.
 
-        A thread that waits for an event receives `Cancelled`.
+        A thread that waits for an event receives `Cancelled`: at once, or after the work that it
+        carries out itself, which is the case without speculation, and where guesses do not pay off.
         """
         try:
             self._events.close()

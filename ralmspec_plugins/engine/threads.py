@@ -98,10 +98,23 @@ class ThreadExecutor(Executor):
     def _runs_inline(self, need: Work) -> bool:
         """Return whether work with nothing in parallel runs in the calling thread."""
         context = self._context
-        watches = context.stoppable and context.worth_guessing
-        if watches or context.request.deadline_s is not None:
+        if context.request.deadline_s is not None or (
+            context.session.speculate and context.stoppable and not self._is_soon_over(need)
+        ):
             return False
         return not (isinstance(need, FormQuery | Extend) and context.reports)
+
+    def _is_soon_over(self, need: Work) -> bool:
+        """Return whether a request that is closed does not wait long for work in its own thread.
+
+        Generation is told to stop; a store in this process is quick where guesses do not pay off.
+        """
+        context = self._context
+        if context.worth_guessing:
+            return False
+        if isinstance(need, Search):
+            return context.session.costs.store.computes_here
+        return isinstance(need, FormQuery | Extend)
 
     def _cancel(self, need: Work) -> None:
         """Leave a segment running if possible; otherwise its `progress` stops it."""

@@ -158,14 +158,15 @@ class StoreTime:
                 self._reading = now
 
     def begin(self, request: object) -> None:
-        """Count a request, until it ends or is not referenced any more."""
-        with self._lock:
-            self._requests.add(request)
+        """Count a request, until it ends or is not referenced any more.
+
+        Without the lock: a garbage collection while it is held may end another request.
+        """
+        self._requests.add(request)
 
     def end(self, request: object) -> None:
         """Count a request no longer."""
-        with self._lock:
-            self._requests.discard(request)
+        self._requests.discard(request)
 
     @property
     def computes_here(self) -> bool:
@@ -176,6 +177,7 @@ class StoreTime:
         """Return how much of a search of so many seconds a right guess hides."""
         if not (self._is_busy and self.computes_here):
             return seconds
+        if len(self._requests) <= 1:
+            return seconds
         with self._lock:
-            alone = len(self._requests) <= 1
-            return seconds if alone else min(seconds, median_low(self._own))
+            return min(seconds, median_low(self._own))

@@ -1,10 +1,14 @@
 """Speculators learn while the model generates, and before they guess."""
 
+import asyncio
 import threading
+import time
 from typing import Any
 
+import pytest
+
 from ralmspec_plugins import AsyncEngine, Engine, FixedStride, Settings
-from ralmspec_plugins.effects import Work
+from ralmspec_plugins.effects import Confirmed, Work
 from ralmspec_plugins.engine.session import RequestContext, Session
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
@@ -101,3 +105,57 @@ def test_a_guess_knows_all_that_was_found() -> None:
     assert pupil.taught == ["fox", "red", "snow"]  # the last result came before no guess
     context.learn()
     assert pupil.taught == ["fox", "red", "snow", "the"]
+
+
+class Stubborn(BaseException):
+    """What is no `Exception`."""
+
+
+class Fails(Pupil):
+    """Raises what is no `Exception` when it is taught."""
+
+    def learn(self, query: Query, hits: Hits) -> None:
+        raise Stubborn(query.text)
+
+
+class Slowly(EchoWorkload):
+    """Takes longer than the time after which speculators learn."""
+
+    def extend(self, state: Any, hits: Hits, progress: Progress) -> Any:
+        time.sleep(0.05)
+        return super().extend(state, hits, progress)
+
+
+@pytest.mark.parametrize("kind", [Engine, AsyncEngine])
+def test_what_learning_raises_reaches_the_request(kind: type[Any]) -> None:
+    """On asyncio, too, where no timer of its own runs after the request."""
+    settings = Settings(speculators=[Fails()])
+
+    async def awaited() -> str:
+        async with AsyncEngine(Slowly(), WordRetriever(TEXTS), settings) as engine:
+            return (await engine.run("fox whale")).text
+
+    def run() -> str:
+        if kind is AsyncEngine:
+            return asyncio.run(awaited())
+        with Engine(Slowly(), WordRetriever(TEXTS), settings) as engine:
+            return "".join(engine.stream("fox whale"))
+
+    with pytest.raises(Stubborn, match="fox"):
+        run()
+
+
+async def test_nothing_is_learned_after_a_stream_was_closed() -> None:
+    """No timer is left on the loop."""
+    pupil = Pupil()
+    settings = Settings(speculators=[pupil])
+    async with AsyncEngine(Slowly(), WordRetriever(TEXTS), settings) as engine:
+        stream = engine.events("fox whale")
+        async for event in stream:
+            if isinstance(event, Confirmed):
+                break
+        await stream.aclose()
+        taught = list(pupil.taught)
+    await asyncio.sleep(0.02)
+
+    assert pupil.taught == taught

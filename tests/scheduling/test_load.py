@@ -1,9 +1,11 @@
 """How busy a model is: what is measured, and what it decides."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
@@ -12,11 +14,14 @@ from ralmspec_plugins import (
     Continuous,
     Engine,
     FixedStride,
+    Latencies,
     Settings,
+    Simulation,
     Verifier,
     plain,
 )
 from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.scheduling import load
 from ralmspec_plugins.scheduling.cost_model import Costs, Searched
 from ralmspec_plugins.scheduling.load import KEPT, ModelLoad, StoreTime
 from ralmspec_plugins.scheduling.policy import SchedulerState
@@ -268,36 +273,49 @@ class Computing(WordRetriever):
         return super().search_wide(queries, width)
 
 
+@pytest.fixture
+def observed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[StoreTime, float]]:
+    """The store and the computed seconds of each search: all are sampled."""
+    seen: list[tuple[StoreTime, float]] = []
+    monkeypatch.setattr(load, "SAMPLED_S", 0.0)
+    monkeypatch.setattr(
+        StoreTime, "observe", lambda store, _seconds, own_s: seen.append((store, own_s))
+    )
+    return seen
+
+
 @pytest.mark.parametrize("computes", [True, False])
 @pytest.mark.parametrize("verified", [True, False])
-def test_searches_are_timed_in_the_threads_that_make_them(verified: bool, computes: bool) -> None:
+def test_searches_are_timed_in_the_threads_that_make_them(
+    observed: list[tuple[StoreTime, float]], verified: bool, computes: bool
+) -> None:
     """Alone, in a batch, on asyncio; also in the lanes of a verifier."""
-    prompts = ["fox whale fox", "frog whale", "whale fox"] * 4
+    prompts = ["fox whale fox", "frog whale", "whale fox"] * 2
 
     def opened() -> Any:
         store = Computing(computes=computes)
         return Verifier(store) if verified else store
 
-    async def awaited() -> tuple[bool, bool]:
+    async def awaited() -> list[StoreTime]:
         async with AsyncEngine(EchoWorkload(), opened()) as engine:
             await asyncio.gather(*(engine.run(prompt) for prompt in prompts))
-            alone = engine._session.costs.store
             await engine.batch(prompts)
-            return alone.computes_here, engine._together.session.costs.store.computes_here
+            return [one.costs.store for one in (engine._session, engine._together.session)]
 
     with Engine(EchoWorkload(), opened()) as engine:
         for prompt in prompts:
             engine.run(prompt)
-        alone = engine._session.costs.store
         engine.batch(prompts)
-        merged = engine._together.session.costs.store
+        stores = [one.costs.store for one in (engine._session, engine._together.session)]
+    stores += asyncio.run(awaited())
 
-    assert (alone.computes_here, merged.computes_here) == (computes, computes)
-    assert asyncio.run(awaited()) == (computes, computes)
-    assert (alone is merged) == verified
+    assert [verified, verified] == [stores[0] is stores[1], stores[2] is stores[3]]
+    assert {id(store) for store, _ in observed} == {id(store) for store in stores}
+    assert len(observed) >= 10
+    assert all((0.001 <= own_s) == computes for _, own_s in observed)
 
 
-def test_a_failed_search_is_not_timed() -> None:
+def test_a_failed_search_is_not_timed(observed: list[tuple[StoreTime, float]]) -> None:
     """It says nothing of the others."""
 
     class Broken(Computing):
@@ -305,8 +323,40 @@ def test_a_failed_search_is_not_timed() -> None:
             super().search_wide(queries, width)
             raise ValueError("broken")
 
-    with Engine(EchoWorkload(), Broken(computes=True)) as engine:
-        with pytest.raises(ValueError, match="broken"):
-            engine.run("fox")
+    with (
+        Engine(EchoWorkload(), Broken(computes=True)) as engine,
+        pytest.raises(ValueError, match="broken"),
+    ):
+        engine.run("fox")
 
-        assert not engine._session.costs.store.computes_here
+    assert observed == []
+
+
+def test_a_request_that_ends_while_another_begins_holds_nothing_up() -> None:
+    """As a stream that is not referenced any more does, in a garbage collection."""
+    store, ended = StoreTime(), Costs()
+
+    class Collecting(WeakSet[object]):
+        def add(self, item: object) -> None:
+            store.end(ended)
+            super().add(item)
+
+    store._requests = Collecting()
+    beginning = threading.Thread(target=store.begin, args=(Costs(),), daemon=True)
+    beginning.start()
+    beginning.join(10)
+
+    assert not beginning.is_alive()
+
+
+def test_virtual_time_does_not_depend_on_real_time(
+    observed: list[tuple[StoreTime, float]],
+) -> None:
+    """What a search really computes is not measured there, nor in a verifier's lanes."""
+    for store in (Computing(computes=True), Verifier(Computing(computes=True))):
+        simulation = Simulation(EchoWorkload(), store, Latencies())
+        answer = simulation.run("fox whale fox")
+
+        assert answer.text
+        assert not simulation._session.costs.store.computes_here
+    assert all(one is not simulation._session.costs.store for one, _ in observed)
