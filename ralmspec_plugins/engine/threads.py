@@ -107,7 +107,7 @@ class ThreadExecutor(Executor):
     def _is_soon_over(self, need: Work) -> bool:
         """Return whether a request that is closed does not wait long for work in its own thread.
 
-        Generation is told to stop; a store in this process is quick where guesses do not pay off.
+        Generation is cancelled; a store in this process is quick where guesses do not pay off.
         """
         context = self._context
         if context.worth_guessing:
