@@ -6,7 +6,16 @@ from typing import Any, TypeAlias
 
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.protocols import Progress, Retriever, Workload
-from ralmspec_plugins.types import Formed, Hit, Hits, NoRetrieval, Query, fixed
+from ralmspec_plugins.types import (
+    Formed,
+    Hit,
+    Hits,
+    NoRetrieval,
+    Query,
+    fixed,
+    same_to_read,
+    unscored,
+)
 
 _Given: TypeAlias = str | Query | NoRetrieval | Formed | None
 
@@ -78,6 +87,19 @@ class Parts:
     def extend(self, state: Any, hits: Hits, progress: Progress, carried: Any = None) -> Any:
         """Write the next segment."""
         return self._extend.call(state, hits, progress, carried)
+
+    def visible(self, hits: Hits) -> Hits:
+        """Return the hits for `extend`: without scores unless it reads them."""
+        return hits if self.workload.reads_scores else unscored(hits)
+
+    def agree(self, state: Any, guess: Hits, truth: Hits) -> bool:
+        """Return whether a guess reads as the truth; values that cannot be compared differ."""
+        agree = getattr(self.workload, "agree", None)
+        try:
+            same = same_to_read(guess, truth) if agree is None else agree(state, guess, truth)
+            return bool(same)
+        except Exception:  # noqa: BLE001 the plain loop compares nothing, so this must not fail
+            return False
 
     def text(self, state: Any) -> str:
         """Return the whole text of a state.

@@ -40,8 +40,6 @@ from ralmspec_plugins.types import (
     Query,
     Retrieved,
     Span,
-    same_to_read,
-    unscored,
 )
 from ralmspec_plugins.waste import WasteBudget, WasteLimits
 
@@ -189,14 +187,10 @@ class SpeculationWindow:
                 return before_writing
         return head.failure if head.verified or not head.asked else None
 
-    def visible(self, hits: Hits) -> Hits:
-        """Return the hits for `extend`: without scores unless it reads them."""
-        return hits if self.workload.reads_scores else unscored(hits)
-
     def use_guess(self, step: Step, guess: Hits) -> None:
         """Start the segment of a step with guessed hits."""
         assert isinstance(step.query, Query)
-        step.used = self.visible(guess)
+        step.used = self.parts.visible(guess)
         self._used_guess = True
         self.out.append(Guessed(step.query, guess))
 
@@ -228,29 +222,20 @@ class SpeculationWindow:
     def _verify(self, position: int, step: Step) -> bool:
         """Compare one step with its real hits; return whether the steps after it remain valid."""
         assert step.truth is not None
-        truth = self.visible(step.truth)
+        truth = self.parts.visible(step.truth)
         if step.guess is not None:
-            self._judge(step, self._agree(step, self.visible(step.guess), truth))
+            self._judge(step, self.parts.agree(step.before, self.parts.visible(step.guess), truth))
         step.verified = True
         if step.used is None:
             step.used = truth
             if self.writer is not None and self.writer[1] is step:
                 self._stop_writer()  # a guess that is no longer needed
             return True
-        if self._agree(step, step.used, truth):
+        if self.parts.agree(step.before, step.used, truth):
             return True
         self.roll_back(position)
         step.rewrite(truth)
         return False
-
-    def _agree(self, step: Step, guess: Hits, truth: Hits) -> bool:
-        """Return whether a guess reads as the truth; values that cannot be compared differ."""
-        agree = getattr(self.workload, "agree", None)
-        try:
-            same = same_to_read(guess, truth) if agree is None else agree(step.before, guess, truth)
-            return bool(same)
-        except Exception:  # noqa: BLE001 the plain loop compares nothing, so this must not fail
-            return False
 
     def _judge(self, step: Step, right: bool) -> None:
         assert isinstance(step.query, Query)
@@ -573,7 +558,7 @@ class SpeculationWindow:
             step.truth = cascade.known(query) if step.encoded else cascade.known_by_text(query)
             if step.truth is not None:
                 step.remembered = True
-                step.used, step.verified = self.visible(step.truth), True
+                step.used, step.verified = self.parts.visible(step.truth), True
                 return True
         if self.held:
             return False

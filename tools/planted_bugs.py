@@ -29,12 +29,12 @@ BUGS = (
     Bug(
         "a guess is never compared with the truth",
         "ralmspec_plugins/window.py",
-        "if self._agree(step, step.used, truth):",
+        "if self.parts.agree(step.before, step.used, truth):",
         "if truth is not None:",
     ),
     Bug(
         "passages are compared by their ids alone",
-        "ralmspec_plugins/window.py",
+        "ralmspec_plugins/parts.py",
         "same_to_read(guess, truth) if agree is None",
         "[h.passage.id for h in guess] == [h.passage.id for h in truth] if agree is None",
     ),
@@ -152,7 +152,7 @@ BUGS = (
     ),
     Bug(
         "extend sees scores that it says it does not read",
-        "ralmspec_plugins/window.py",
+        "ralmspec_plugins/parts.py",
         "return hits if self.workload.reads_scores else",
         "return hits if hits else",
     ),
