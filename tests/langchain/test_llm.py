@@ -32,6 +32,7 @@ from tests.langchain.by_hand import (
     tokens_by_hand,
 )
 from tests.langchain.fake_models import HostDownError, WordChat, WordLLM
+from tests.sentence_stops import check_same_sentences
 
 PARTS = Prompting(prompt=PROMPT)
 RETRIEVER = WordRetriever(TEXTS, k=2)
@@ -177,17 +178,9 @@ class DeafLLM(WordLLM):
 def test_sentences_of_a_model_that_ignores_its_stop_string(mark: str) -> None:
     """They are those of a model that stops there: plainly, with speculation, and streamed."""
     requests = [Request(prompt=question, max_tokens=999) for question in SOME]
-    listening, workload = (
-        Sentences(HostLM(llm, PARTS, sentence_stop=mark), max_sentences=3)
-        for llm in (WordLLM(), DeafLLM())
-    )
-    expected = [plain(listening, RETRIEVER, request).text for request in requests]
+    obeying, ignoring = (HostLM(llm, PARTS, sentence_stop=mark) for llm in (WordLLM(), DeafLLM()))
 
-    assert len(SOME) < sum(text.count(mark) for text in expected) <= 3 * len(SOME)
-    assert expected == [plain(workload, RETRIEVER, request).text for request in requests]
-    with Engine(workload, RETRIEVER) as engine:
-        assert expected == [engine.run(request).text for request in requests]
-        assert expected == ["".join(engine.stream(request)) for request in requests]
+    check_same_sentences(obeying, ignoring, RETRIEVER, requests, mark)
 
 
 def test_tokens_are_not_counted_with_a_stop_string() -> None:

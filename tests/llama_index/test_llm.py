@@ -32,6 +32,7 @@ from tests.llama_index.by_hand import (
     tokens_by_hand,
 )
 from tests.llama_index.fake_llms import AsyncWordLLM, HostDownError, WordChat, WordLLM, models
+from tests.sentence_stops import check_same_sentences
 from tests.words import words_after
 
 PARTS = Prompting(text_qa_template=PROMPT)
@@ -222,17 +223,9 @@ class DeafLLM(WordLLM):
 def test_sentences_of_a_model_that_ignores_its_stop_string(mark: str) -> None:
     """They are those of a model that stops there: plainly, with speculation, and streamed."""
     requests = [asked(question, max_tokens=999) for question in SOME]
-    listening, workload = (
-        Sentences(HostLM(llm, PARTS, sentence_stop=mark), max_sentences=3)
-        for llm in (WordLLM(), DeafLLM())
-    )
-    expected = [plain(listening, RETRIEVER, request).text for request in requests]
+    obeying, ignoring = (HostLM(llm, PARTS, sentence_stop=mark) for llm in (WordLLM(), DeafLLM()))
 
-    assert len(SOME) < sum(text.count(mark) for text in expected) <= 3 * len(SOME)
-    assert expected == [plain(workload, RETRIEVER, request).text for request in requests]
-    with Engine(workload, RETRIEVER) as engine:
-        assert expected == [engine.run(request).text for request in requests]
-        assert expected == ["".join(engine.stream(request)) for request in requests]
+    check_same_sentences(obeying, ignoring, RETRIEVER, requests, mark)
 
 
 def test_usage_adds_up_over_calls() -> None:
