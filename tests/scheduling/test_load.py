@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -236,6 +237,24 @@ def test_searches_are_sampled() -> None:
 
     assert store.computes_here
     assert 2 * 8 <= len(read) <= 2 * 12
+
+
+def test_one_of_many_searches_in_parallel_is_sampled() -> None:
+    """A crowd's searches begin before the first one ends: their threads read no clock."""
+    clocks = Clocks()
+    read: list[float] = []
+
+    def own() -> float:
+        read.append(clocks.now_s)
+        return clocks.computed_s
+
+    store = StoreTime(lambda: clocks.now_s, own, lambda: clocks.computed_s)
+    with ExitStack() as searches:
+        for _ in range(64):
+            searches.enter_context(store.search())
+        clocks.now_s += 0.05
+
+    assert read == [0.0, 0.05]
 
 
 @pytest.mark.parametrize(("own_s", "worth"), [(0.0005, False), (0.00001, True)])
