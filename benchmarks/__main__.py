@@ -3,6 +3,7 @@
 `python -m benchmarks decoding` measures token-level speculation, `python -m benchmarks rapid`
 drafts of a retrieved part of a long context, `python -m benchmarks agents` agents that run ahead
 of their tools, `python -m benchmarks workloads` FLARE, Iter-RetGen and multi-hop,
+`python -m benchmarks encoders` how much of a query's encoding is hidden,
 `python -m benchmarks serving` the server under load, `python -m benchmarks capacity` a Ray cluster
 beside what a simulation foretells, `python -m benchmarks never_slower` where speculation might cost
 time, and `python -m benchmarks gpu` searches, passes and requests on a GPU, with options of their
@@ -51,6 +52,8 @@ def main() -> None:
         from benchmarks.workloads.cli import workloads as command
     elif name == "never_slower":
         from benchmarks.never_slower.cli import never_slower as command
+    elif name == "encoders":
+        from benchmarks.encoders import encoders as command
     elif name == "gpu":
         from benchmarks.gpu.cli import gpu as command
     else:

@@ -8,100 +8,16 @@ later, where they differ (docs/decisions/0015).
 """
 
 import random
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from ralmspec_plugins import (
-    Continuous,
-    Hit,
-    Hits,
-    Latencies,
-    Passage,
-    Query,
-    Request,
-    Settings,
-    Simulation,
-)
+from benchmarks.simulated.numbering import Guesser, Numbering, NumberStore
+from ralmspec_plugins import Continuous, Latencies, Settings, Simulation
 from ralmspec_plugins.effects import Extend
-from ralmspec_plugins.protocols import Progress
 
 STEPS, WRITE_S, ENCODE_S, SEARCH_S, STOP_S = 120, 0.025, 0.02, 0.05, 0.005
 SEEDS = 5
 RIGHT = ((0.3, 0.9), (0.5, 0.9), (0.7, 0.9), (0.9, 0.97))  # by the text, by the encoding
-
-Numbers = tuple[str, ...]
-
-
-class Numbering:
-    """Asks for the number of each step, and writes what it is given."""
-
-    inline_query = True
-    reads_scores = False
-
-    def start(self, request: Request) -> Numbers:
-        """Return the empty state."""
-        return ()
-
-    def query(self, state: Numbers) -> str | None:
-        """Return the number of the step."""
-        return str(len(state)) if len(state) < STEPS else None
-
-    def extend(self, state: Numbers, hits: Hits, progress: Progress) -> Numbers:
-        """Append the passage's id."""
-        return (*state, hits[0].passage.id)
-
-    def text(self, state: Numbers) -> str:
-        """Return the ids."""
-        return ",".join(state)
-
-    def settled(self, state: Numbers) -> str:
-        """Return all ids."""
-        return self.text(state)
-
-    def query_key(self, state: Numbers) -> Hashable:
-        """Return the state."""
-        return state
-
-    def extend_key(self, state: Numbers, hits: Hits) -> Hashable:
-        """Return the state and the hits."""
-        return state, hits
-
-    def release(self, state: Numbers) -> None:
-        """Do nothing."""
-
-
-class Store:
-    """Finds the passage with the number; encodes in a worker."""
-
-    inline_encode = False
-    encode_lanes = 8
-    signature = "numbers"
-
-    def encode(self, text: str) -> Query:
-        """Return the query."""
-        return Query(text)
-
-    def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """Return each query's passage."""
-        return [(Hit(Passage(query.text, ""), None),) for query in queries]
-
-
-@dataclass(frozen=True)
-class Guesser:
-    """Is right at some steps."""
-
-    by_text: bool
-    right: Callable[[int], bool]
-    inline: bool = True
-
-    def guess(self, query: Query) -> Hits:
-        """Return the passage, or another one."""
-        found = query.text if self.right(int(query.text)) else "another"
-        return (Hit(Passage(found, ""), None),)
-
-    def learn(self, query: Query, hits: Hits) -> None:
-        """Do nothing."""
 
 
 def speedups(seed: int, by_text: float, by_encoding: float) -> list[float]:
@@ -139,7 +55,7 @@ def _wall_s(speculators: Sequence[Guesser], extend_s: Callable[[Extend], float])
         extend_s=extend_s, search_s=lambda _: SEARCH_S, encode_s=ENCODE_S, stop_s=STOP_S
     )
     settings = Settings(schedule=Continuous(lanes=8), speculators=speculators)
-    return Simulation(Numbering(), Store(), latencies, settings).run("").stats.wall_s
+    return Simulation(Numbering(STEPS), NumberStore(), latencies, settings).run("").stats.wall_s
 
 
 def main() -> None:
