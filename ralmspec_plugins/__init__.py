@@ -22,6 +22,7 @@ from ralmspec_plugins.scheduling.model_queue import ModelQueue
 from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride
 from ralmspec_plugins.speculators.passage_cache import PassageCache, SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
+from ralmspec_plugins.speculators.repetition import Repetition
 from ralmspec_plugins.speculators.replica import Replica
 from ralmspec_plugins.types import (
     NO_RETRIEVAL,
@@ -62,6 +63,7 @@ __all__ = [
     "PassageCache",
     "Query",
     "QueryCache",
+    "Repetition",
     "Replica",
     "Request",
     "Retrieved",

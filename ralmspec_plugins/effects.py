@@ -154,6 +154,7 @@ class Guess:
 
     query: Query
     encoded: bool = True  # if not, only speculators that guess by the text are called
+    previous: Hits | None = None  # of the step before, verified or guessed; `None` at the first one
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -268,6 +268,8 @@ class Speculator(Protocol):
     microseconds, or at most a few milliseconds where no shared event loop runs.
     `by_text` is true if `guess` reads the query's text and not its encoding. Such
     speculators, if they precede all others, are called while the query is being encoded.
+    `guess_after(query, previous)` is called in place of `guess` from the second step on:
+    `previous` are the hits that the step before was given, verified or guessed.
     `invalidate()` discards what was learned, after a change of the index. A shared speculator
     counts these calls in `generation`, and takes the count from before a request's first
     search as a third argument of `learn`, to ignore hits that may be outdated.

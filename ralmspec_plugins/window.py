@@ -568,11 +568,12 @@ class SpeculationWindow:
             step.guessed = True
             cascade.catch_up()
             began_s = cascade.clock()
-            step.guess = cascade.guess_inline(query, encoded=step.encoded)
+            previous = self._previous_hits() if cascade.follows else None
+            step.guess = cascade.guess_inline(query, encoded=step.encoded, previous=previous)
             step.guess_s = self.metrics.now_s
             self.policy.guessed(cascade.clock() - began_s)
             if step.guess is None and cascade.slow(encoded=step.encoded):
-                self.write(Guess(query, step.encoded), step)
+                self.write(Guess(query, step.encoded, previous), step)
                 return True
         if step.guess is None:
             return False
@@ -581,6 +582,13 @@ class SpeculationWindow:
             return False
         self.use_guess(step, step.guess)
         return True
+
+    def _previous_hits(self) -> Hits | None:
+        """Return the hits that the last step with a query before the newest one was given."""
+        for step in self.steps[-2::-1]:
+            if isinstance(step.query, Query):
+                return step.used
+        return self.parts.visible(self.retrieved[-1].hits) if self.retrieved else None
 
     def _extend(self, step: Step) -> None:
         assert step.used is not None

@@ -12,6 +12,7 @@ from ralmspec_plugins.config import Settings
 from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, OptimalStride, Schedule
 from ralmspec_plugins.speculators.passage_cache import PassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
+from ralmspec_plugins.speculators.repetition import Repetition
 from ralmspec_plugins.types import Stats
 from tests.drivers import Outcome, Seen, drive, plainly
 from tests.worlds import MOST_TOKENS, Oracle, World, simple_world, worlds
@@ -40,6 +41,10 @@ def random_settings(world: World, dice: random.Random) -> Settings:
     right, inline = dice.choice((0.1, 0.3, 0.5, 0.7)), dice.random() < 0.5
     oracle = Oracle(world, right, inline=inline, by_text=random.Random(right).random() < 0.5)
     speculators = (*[(oracle,)] * 9, *[(oracle, pool)] * 5, (pool, oracle), None, ())
+    chosen = dice.choice(speculators)
+    repeats = random.Random(f"repetition {world.seed}")
+    if chosen and repeats.random() < 0.15:
+        chosen = (Repetition(), *chosen) if repeats.random() < 0.7 else (*chosen, Repetition())
     bounds = random.Random(f"bounds {world.seed}")
     return Settings(
         max_wasted_tokens=bounds.choice((*[None] * 40, 7, 20, 40)),
@@ -48,7 +53,7 @@ def random_settings(world: World, dice: random.Random) -> Settings:
         prefetch=dice.randint(1, 8),
         capacity=dice.randint(1, 12),
         eviction=eviction,
-        speculators=dice.choice(speculators),
+        speculators=chosen,
         memo=dice.choice((None, None, QueryCache())),
         speculate=dice.random() < 0.97,
     )

@@ -427,6 +427,7 @@ def test_the_public_names_are_these() -> None:
             "PassageCache",
             "Query",
             "QueryCache",
+            "Repetition",
             "Replica",
             "Request",
             "Retrieved",

@@ -56,6 +56,7 @@ from ralmspec_plugins.speculators.passage_cache import (
     check_k,
 )
 from ralmspec_plugins.speculators.ranking import SpeculatorRates
+from ralmspec_plugins.speculators.repetition import Repetition
 from ralmspec_plugins.types import Answer, Query, Request, fixed
 
 _log = logging.getLogger(__name__)
@@ -201,7 +202,7 @@ class Session:
             return SpeculatorCascade()
         speculators = self.settings.speculators
         if speculators is None:
-            speculators = self._own_pool()
+            speculators = self._own_speculators()
         elif callable(speculators):
             speculators = usable(speculators())
             self._check_speculators(speculators)
@@ -280,12 +281,17 @@ class Session:
             self._told = True
             _log.info("%r: no guess is made: %s", self.retriever, why)
 
-    def _own_pool(self) -> Sequence[Speculator]:
-        settings = self.settings
-        if settings.pool is not None:
-            return (settings.pool.of(self.retriever),)
-        pool = PassageCache(self.retriever, capacity=settings.capacity, eviction=settings.eviction)
-        return (pool,)
+    def _own_speculators(self) -> Sequence[Speculator]:
+        """Return a passage cache, and what guesses while a query is being encoded, if it is."""
+        settings, retriever = self.settings, self.retriever
+        pool = (
+            PassageCache(retriever, capacity=settings.capacity, eviction=settings.eviction)
+            if settings.pool is None
+            else settings.pool.of(retriever)
+        )
+        if self.parts.inline_encode or self.workload.reads_scores or pool.by_text:
+            return (pool,)
+        return Repetition(), pool
 
     def search(self, queries: Sequence[Query], *, widely: bool = True) -> list[SearchResult]:
         """Search one batch; `widely`, with prefetched hits if the ranking is the same."""
@@ -556,7 +562,9 @@ class RequestContext:
         if isinstance(need, Encode):
             return parts.encode(need.query.text)
         if isinstance(need, Guess):
-            return self.guesses.guess_async(need.query, encoded=need.encoded)
+            return self.guesses.guess_async(
+                need.query, encoded=need.encoded, previous=need.previous
+            )
         assert isinstance(need, Start)
         return self.begun(parts.start(need.request))
 

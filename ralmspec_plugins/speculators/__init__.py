@@ -8,6 +8,7 @@ from ralmspec_plugins.speculators.proxy import (
     ProxyTable,
 )
 from ralmspec_plugins.speculators.query_cache import QueryCache
+from ralmspec_plugins.speculators.repetition import Repetition
 from ralmspec_plugins.speculators.replica import Replica
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PassageCache",
     "ProxyTable",
     "QueryCache",
+    "Repetition",
     "Replica",
     "SharedPassageCache",
 ]

@@ -56,6 +56,7 @@ class SpeculatorCascade:
         self._complained = False
         self._speculators = tuple(speculators)
         self._inline = [self._read(one, "inline", False, False) for one in self._speculators]
+        self._after = [self._read(one, "guess_after", None, None) for one in self._speculators]
         self._rates = SpeculatorRates() if rates is None else rates
         self._guessed_by: dict[Hashable, int] = {}  # by query key: the speculator's place
         self._memo = memo
@@ -97,6 +98,11 @@ class SpeculatorCascade:
         return bool(self._speculators)
 
     @property
+    def follows(self) -> bool:
+        """Whether a speculator reads the hits of the step before."""
+        return any(self._after)
+
+    @property
     def held(self) -> bool:
         """Whether a rate limit or `may_guess` forbids guesses now; an error in it counts as no."""
         if self.rate_limited:
@@ -125,19 +131,24 @@ class SpeculatorCascade:
         """Return whether there are speculators left that must not be called inside the loop."""
         return bool(self._turns(encoded)[1])
 
-    def guess_inline(self, query: Query, *, encoded: bool = True) -> Hits | None:
+    def guess_inline(
+        self, query: Query, *, encoded: bool = True, previous: Hits | None = None
+    ) -> Hits | None:
         """Return the first guess of the leading inline speculators.
 
         Args:
             query: the query.
             encoded: whether the query has its encoding; without it only speculators that guess
                 by the text are called, and only those that precede all others.
+            previous: the hits of the step before, verified or guessed; `None` at the first one.
         """
-        return self._first_guess(self._turns(encoded)[0], query)
+        return self._first_guess(self._turns(encoded)[0], query, previous)
 
-    def guess_async(self, query: Query, *, encoded: bool = True) -> Hits | None:
+    def guess_async(
+        self, query: Query, *, encoded: bool = True, previous: Hits | None = None
+    ) -> Hits | None:
         """Return the first guess of the other speculators."""
-        return self._first_guess(self._turns(encoded)[1], query)
+        return self._first_guess(self._turns(encoded)[1], query, previous)
 
     def record_outcome(self, query: Query, accepted: bool, lead_s: float) -> None:
         """Record whether the guess for a query was right, and how long before the search's result.
@@ -166,11 +177,16 @@ class SpeculatorCascade:
     def _reads_text(self, place: int) -> bool:
         return bool(self._read(self._speculators[place], "by_text", False, False))
 
-    def _first_guess(self, places: Sequence[int], query: Query) -> Hits | None:
+    def _first_guess(
+        self, places: Sequence[int], query: Query, previous: Hits | None
+    ) -> Hits | None:
         for place in places:
-            speculator = self._speculators[place]
+            speculator, after = self._speculators[place], self._after[place]
             try:
-                hits = speculator.guess(query)
+                if after is None or previous is None:
+                    hits = speculator.guess(query)
+                else:
+                    hits = after(query, previous)
                 hits = None if hits is None else _checked(hits)
             except Exception:  # noqa: BLE001 any error means no guess
                 self._complain(speculator)
