@@ -23,7 +23,9 @@ class Settings:
 
     Without `speculators`, each request has its own passage cache, ranked by the
     retriever's own table if it has one, else by the vectors of earlier queries or by words;
-    with `pool`, all requests share that cache, which is partitioned by retriever. Any number
+    with `pool`, all requests share that cache, which is partitioned by retriever. While a
+    query is being encoded in a worker, what the step before was given is guessed (`Repetition`),
+    if that has saved more than the cache's guesses. Any number
     of speculators can be given instead: they are called in order, the first guess is
     used, and all of them learn. Those given here are shared by all requests; a function
     that makes them is called once for each request.

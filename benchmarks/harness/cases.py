@@ -28,6 +28,9 @@ _COUNTS: Final = (
 DENSE: Final = ("numpy-flat", "faiss-flat", "faiss-hnsw", "faiss-ivf", "torch-flat")
 
 
+Speculators: TypeAlias = Sequence[Speculator] | Callable[[], Sequence[Speculator]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
     """One way to run a request.
@@ -45,6 +48,8 @@ class Arm:
         eviction: what leaves a full pool.
         shared: whether all requests of a repetition share the pool.
         replica: whether a local index guesses.
+        alone: whether the request's cache guesses alone, as with the paper's schedules; else what
+            the step before was given is guessed while a query is being encoded.
         switch_interval_s: how often Python's threads take turns while a request runs ahead;
             `None` is Python's own interval.
     """
@@ -61,6 +66,7 @@ class Arm:
     eviction: str = "lru"
     shared: bool = False
     replica: bool = False
+    alone: bool = False
     switch_interval_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -84,11 +90,17 @@ class Arm:
             return OptimalStride(overlap=self.overlap, gamma_limit=self.gamma_limit)
         return Continuous(window=self.window, lanes=self.lanes)
 
-    def settings(self, speculators: Sequence[Speculator] = ()) -> Settings:
+    @property
+    def guesses_alone(self) -> bool:
+        """Whether the request's cache guesses alone."""
+        return self.alone or self.kind in ("fixed", "os3")
+
+    def settings(self, speculators: Speculators = ()) -> Settings:
         """Give the engine's settings.
 
         Args:
-            speculators: pool and replica, where the arm has a replica.
+            speculators: pool and replica, where the arm has a replica; a request's cache, where
+                the schedule is the paper's.
         """
         if self.kind == "plain":
             return Settings(speculate=False)
@@ -97,8 +109,8 @@ class Arm:
             "prefetch": self.prefetch,
             "switch_interval_s": self.switch_interval_s,
         }
-        if self.replica:
-            return Settings(**given, speculators=tuple(speculators))
+        if self.replica or (self.guesses_alone and not self.shared and speculators):
+            return Settings(**given, speculators=speculators)
         if self.shared:
             pool = SharedPassageCache(capacity=self.capacity, eviction=self.eviction)
             return Settings(**given, pool=pool)

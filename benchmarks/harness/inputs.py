@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.harness.cases import DENSE, Store
+from benchmarks.harness.cases import DENSE, Arm, Speculators, Store
 from benchmarks.harness.process import ServedStore, core_for_another, service
 from ralmspec_plugins.demo import MODEL
 from ralmspec_plugins.demo.python_docs import library_passages
@@ -26,7 +26,7 @@ from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.lm import HuggingFaceLM, PassageTemplate
 from ralmspec_plugins.lm.kv_cache import PrefillSchedule
 from ralmspec_plugins.lm.state import Draft
-from ralmspec_plugins.protocols import PoolableRetriever, Speculator
+from ralmspec_plugins.protocols import PoolableRetriever
 from ralmspec_plugins.retrieval import Encoder, NumpyFlat, open_retriever, save
 from ralmspec_plugins.retrieval.dense import DenseCorpus
 from ralmspec_plugins.retrieval.encoders import encode_all
@@ -343,14 +343,25 @@ class Shelves:
         """Give the store as `with` wants it: what is searched, while the case lasts."""
         return _opened(self, store)
 
-    def speculators(self, retriever: Any, capacity: int, eviction: str) -> Sequence[Speculator]:
-        """Give a pool, and behind it a replica of the real passages, which are all that count."""
+    def speculators(self, arm: Arm, retriever: Any) -> Speculators:
+        """Give what guesses; nothing where that is as the settings have it.
+
+        A request's cache alone with the paper's schedules; a pool, and behind it a replica of the
+        real passages, which are all that count.
+        """
+        if arm.guesses_alone:
+            return lambda: [self._pool(arm, retriever)]
+        if not arm.replica:
+            return ()
         passages = self.library.passages
         index = open_retriever(
             REPLICA, passages, encoder=self.encoder, vectors=self.vectors, k=retriever.k
         )
-        pool = PassageCache(retriever, capacity=capacity, eviction=eviction)
-        return pool, Replica(index, of=retriever)
+        return self._pool(arm, retriever), Replica(index, of=retriever)
+
+    @staticmethod
+    def _pool(arm: Arm, retriever: Any) -> PassageCache:
+        return PassageCache(retriever, capacity=arm.capacity, eviction=arm.eviction)
 
 
 @contextmanager

@@ -124,11 +124,7 @@ class _Ways:
     def opened(self, stack: ExitStack) -> Iterator[tuple[str, "Way"]]:
         """Open an engine for each way, the plain one first."""
         for arm in (Arm(name=PLAIN_NAME, kind="plain"), *self._case.arms):
-            speculators = (
-                self._shelves.speculators(self._retriever, arm.capacity, arm.eviction)
-                if arm.replica
-                else ()
-            )
+            speculators = self._shelves.speculators(arm, self._retriever)
             workload = self._workload()
             engine = stack.enter_context(
                 Engine(workload, self._retriever, arm.settings(speculators))

@@ -288,9 +288,7 @@ def foretold(
     plain = first[PLAIN_NAME]
     told = {}
     for arm in case.arms:
-        speculators = (
-            shelves.speculators(retriever, arm.capacity, arm.eviction) if arm.replica else ()
-        )
+        speculators = shelves.speculators(arm, retriever)
         setting = Setting(
             search_s=curve,
             guess_s=_usual(first[arm.name], "guess"),
