@@ -19,7 +19,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
@@ -114,6 +114,7 @@ class HostedEncoder:
         """Ask this port of the machine."""
         self._port = port
         self._own = threading.local()
+        self._opened: list[http.client.HTTPConnection] = []
 
     def __call__(self, text: str) -> None:
         """Wait for the answer.
@@ -123,8 +124,15 @@ class HostedEncoder:
         """
         if not hasattr(self._own, "connection"):
             self._own.connection = http.client.HTTPConnection("127.0.0.1", self._port)
+            self._opened.append(self._own.connection)
         self._own.connection.request("POST", "/", body=text.encode())
         assert self._own.connection.getresponse().read() == text.encode()
+
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        for connection in self._opened:
+            connection.close()
 
 
 class _Encoding(BaseHTTPRequestHandler):
@@ -157,7 +165,8 @@ def hosted() -> Iterator[HostedEncoder]:
     process = spawning.Process(target=_serve, args=(theirs,), daemon=True)
     process.start()
     try:
-        yield HostedEncoder(ours.recv())
+        with closing(HostedEncoder(ours.recv())) as encoder:
+            yield encoder
     finally:
         process.terminate()
         process.join()
