@@ -112,9 +112,13 @@ def owners(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Tenant]:
     guess, note = SpeculatorCascade.guess_inline, RequestContext.note
 
     def watched_guess(
-        self: SpeculatorCascade, query: Query, *, encoded: bool = True
+        self: SpeculatorCascade,
+        query: Query,
+        *,
+        encoded: bool = True,
+        previous: Hits | None = None,
     ) -> Hits | None:
-        hits = guess(self, query, encoded=encoded)
+        hits = guess(self, query, encoded=encoded, previous=previous)
         tenants[self._signature].guessed += [hit.passage.text for hit in hits or ()]
         return hits
 
