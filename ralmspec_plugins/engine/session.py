@@ -102,7 +102,8 @@ class Session:
         if known is not None:
             self.costs = known.costs.copy() if merged else known.costs
             self.rates, self.rate_limit = known.rates, known.rate_limit
-        self._is_timed = timed and self.settings.speculate and not isinstance(retriever, Verifier)
+        self._is_timed_here = timed and self.settings.speculate
+        self._is_timed = self._is_timed_here and not isinstance(retriever, Verifier)
         if timed and isinstance(retriever, Verifier) and (known is None or merged):
             self.costs.store = retriever.store_time
         self._clock = clock
@@ -291,7 +292,11 @@ class Session:
         )
         if self.parts.inline_encode or self.workload.reads_scores or pool.by_text:
             return (pool,)
-        return Repetition(), pool
+        return Repetition(unless=self._encodes_here), pool
+
+    def _encodes_here(self) -> bool:
+        """Return whether encodings are computed in this process, and so delay what is written."""
+        return self.costs.encoder.computes_here
 
     def search(self, queries: Sequence[Query], *, widely: bool = True) -> list[SearchResult]:
         """Search one batch; `widely`, with prefetched hits if the ranking is the same."""
@@ -307,6 +312,11 @@ class Session:
             raise
         except Exception as error:  # noqa: BLE001 only what the plain search does counts
             return self._narrow(queries, error)
+
+    def encode(self, text: str) -> Query:
+        """Encode one query in this thread."""
+        with self.costs.encoder.search() if self._is_timed_here else nullcontext():
+            return self.parts.encode(text)
 
     def _timed(self) -> AbstractContextManager[None]:
         """Time a search in this thread; a verifier times its own, in the threads of its lanes."""
@@ -560,7 +570,7 @@ class RequestContext:
         if isinstance(need, FormQuery):
             return parts.form(need.state, need.progress)
         if isinstance(need, Encode):
-            return parts.encode(need.query.text)
+            return self.session.encode(need.query.text)
         if isinstance(need, Guess):
             return self.guesses.guess_async(
                 need.query, encoded=need.encoded, previous=need.previous

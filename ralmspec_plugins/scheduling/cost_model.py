@@ -177,6 +177,7 @@ class Costs:
         self.curve = curve or BatchCurve()
         self.load = load or ModelLoad()
         self.store = store or StoreTime()
+        self.encoder = StoreTime()
         self.contention = Contention()
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._stops: deque[float] = deque(maxlen=RECENT)

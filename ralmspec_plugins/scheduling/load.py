@@ -91,7 +91,7 @@ class ModelLoad:
 
 
 class StoreTime:
-    """What searches compute in the threads that make them, and how busy the process is.
+    """What searches, or encodings, compute in the threads that make them, and how busy all are.
 
     A search of a store in this process takes longer while other requests compute: it waits for
     the processor, or for Python's lock. A guess cannot hide that time, since what is generated

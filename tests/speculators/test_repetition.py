@@ -1,6 +1,7 @@
 """Repetition: what is guessed while a query is being encoded, from the step before."""
 
 import threading
+import time
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from ralmspec_plugins import Continuous, Engine, Hit, Latencies, Passage, Settings, Simulation
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.scheduling import load
 from ralmspec_plugins.speculators import PassageCache, Repetition, SharedPassageCache
 from ralmspec_plugins.testing import WordRetriever
 from ralmspec_plugins.types import Hits, Query
@@ -25,6 +27,14 @@ def test_it_guesses_what_the_step_before_was_given() -> None:
     assert one.guess(Query("fox")) is None
     assert one.guess_after(Query("fox"), WHALE) == WHALE
     assert one.guess_after(Query("fox"), ()) is None
+
+
+def test_it_makes_no_guess_where_it_is_told_so() -> None:
+    """It is asked at each step."""
+    told = [True, False]
+    one = Repetition(unless=lambda: told.pop(0))
+
+    assert [one.guess_after(Query("fox"), WHALE) for _ in "ab"] == [None, WHALE]
 
 
 class Topics:
@@ -119,6 +129,44 @@ def test_it_is_left_out_where_it_could_not_help(workload: Chapters, retriever: T
         [speculator] = engine._session._own_speculators()
 
     assert isinstance(speculator, PassageCache)
+
+
+class Paced(Topics):
+    """Encodes in two milliseconds, which it computes or waits."""
+
+    def __init__(self, *, computes: bool) -> None:
+        super().__init__()
+        self.computes = computes
+
+    def encode(self, text: str) -> Query:
+        if not self.computes:
+            time.sleep(0.002)
+        until_s = time.thread_time() + 0.002
+        while self.computes and time.thread_time() < until_s:
+            pass
+        return super().encode(text)
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_it_is_not_asked_while_this_process_encodes(
+    computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an encoder computes here delays what is written meanwhile; what is awaited does not."""
+    monkeypatch.setattr(load, "SAMPLED_S", 0.0)
+    guesses: list[Hits | None] = []
+    guess = Repetition.guess_after
+
+    def watched(self: Repetition, query: Query, previous: Hits) -> Hits | None:
+        guesses.append(guess(self, query, previous))
+        return guesses[-1]
+
+    monkeypatch.setattr(Repetition, "guess_after", watched)
+    with Engine(Chapters(), Paced(computes=computes), Settings(prefetch=1)) as engine:
+        answer = engine.run(PROMPT)
+
+    assert answer == plain(Chapters(), Topics(), PROMPT)
+    assert guesses
+    assert any(guesses) is not computes
 
 
 def test_requests_share_nothing_by_it() -> None:
