@@ -128,7 +128,6 @@ class HostedEncoder:
         self._own.connection.request("POST", "/", body=text.encode())
         assert self._own.connection.getresponse().read() == text.encode()
 
-
     def close(self) -> None:
         """Close the connections of all threads."""
         for connection in self._opened:

@@ -105,7 +105,8 @@ class HostRetriever(HostSearch["_Called"]):
             batch: "exact": only batch searches whose results do not depend on the batch by
                 construction; "probed": all, with one query of each batch compared with the
                 host's own single search; "off": none.
-            side_by_side: the maximum number of concurrent single calls.
+            side_by_side: the maximum number of concurrent single calls, and of embeddings that
+                are waited for.
             pure: whether the same query finds the same documents, without side effects; `None`:
                 determined by the classes inside.
             calls: returns the config of each call of the host; without handlers by default.
@@ -117,6 +118,15 @@ class HostRetriever(HostSearch["_Called"]):
         check_retriever(retriever)
         known = RetrieverState(partial(prepared, mode=batch, pure=pure))
         super().__init__(_Called(retriever, config, kwargs, calls), known, side_by_side)
+
+    @property
+    def encode_lanes(self) -> int:
+        """The number of queries that may be embedded at a time.
+
+        More than one as soon as it is known that embeddings are waited for: a model in this
+        process may not be callable by several threads at once.
+        """
+        return self._side_by_side if self._known.embedding_time.waits else 1
 
     def for_call(
         self,

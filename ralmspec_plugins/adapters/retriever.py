@@ -262,7 +262,11 @@ class HostSearch(Generic[HostT]):
             calls: the settings of calls for this query; the caller's by default.
         """
         native = self.look().native
-        asked = QueryPayload() if native is None else native.embedder.embed(text)
+        if native is None:
+            asked = QueryPayload()
+        else:
+            with self._known.embedding_time.search():
+                asked = native.embedder.embed(text)
         return Query(text, replace(asked, calls=calls or self._host.calls))
 
     async def aencode(self, text: str, calls: Any = None) -> Query:

@@ -295,6 +295,12 @@ class DenseCorpus:
         return bool(getattr(self.encoder, "inline", False))
 
     @property
+    def encode_lanes(self) -> int:
+        """The number of queries that may be encoded at a time, by the encoder's `lanes`."""
+        lanes: int = getattr(self.encoder, "lanes", 1)
+        return lanes
+
+    @property
     def identity(self) -> tuple[str, str, str]:
         """The part of a signature that identifies this corpus."""
         return self.metric.value, self.print, encoder_name(self.encoder)
@@ -416,7 +422,7 @@ class DenseRetriever:
         self.backend = backend
         self.k = check_k(k)
         self.size = corpus.size
-        self.inline_encode = corpus.inline_encode
+        self.inline_encode, self.encode_lanes = corpus.inline_encode, corpus.encode_lanes
         self.signature: Hashable = (backend, k, *depends_on, *corpus.identity)
 
     def encode(self, text: str) -> Query:

@@ -1,9 +1,10 @@
 """Encoders of text to vectors.
 
-An encoder is any callable from a text to a vector. Four attributes are used
+An encoder is any callable from a text to a vector. Five attributes are used
 if they exist: `name` (for signatures and saved knowledge bases),
 `settings` (to create it again when a knowledge base is loaded), `inline`
-(it takes microseconds) and `many(texts)` (encodes all passages; queries are
+(it takes microseconds), `lanes` (how many calls may run at a time: more than
+one for a hosted encoder) and `many(texts)` (encodes all passages; queries are
 always encoded in a batch of one).
 """
 

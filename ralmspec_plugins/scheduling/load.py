@@ -174,6 +174,11 @@ class StoreTime:
         """Whether a recent search was computed by the thread that made it."""
         return self._since < KEPT
 
+    @property
+    def waits(self) -> bool:
+        """Whether what was sampled did not compute in the threads that made it."""
+        return bool(self._own) and not self.computes_here
+
     def hidden_s(self, seconds: float) -> float:
         """Return how much of a search of so many seconds a right guess hides."""
         if not (self._is_busy and self.computes_here):

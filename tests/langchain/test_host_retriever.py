@@ -4,6 +4,7 @@ import asyncio
 import copy
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +120,35 @@ class AsyncOnly(WordEmbeddings):
         self.asked.append("sync")
         vector: list[float] = super().embed_query(text)
         return vector
+
+
+class PacedEmbeddings(WordEmbeddings):
+    """Takes two milliseconds for a query, which it computes or waits."""
+
+    computes = False
+
+    def embed_query(self, text: str) -> list[float]:
+        if not self.computes:
+            time.sleep(0.002)
+        until_s = time.thread_time() + 0.002
+        while self.computes and time.thread_time() < until_s:
+            pass
+        return super().embed_query(text)
+
+
+@pytest.mark.parametrize(("computes", "lanes"), [(True, 1), (False, 5)])
+def test_embeddings_that_are_waited_for_are_made_side_by_side(computes: bool, lanes: int) -> None:
+    """A model in this process may not bear that; before the first embedding it is not known."""
+    embeddings = PacedEmbeddings()
+    embeddings.computes = computes
+    store = InMemoryVectorStore(embeddings)
+    store.add_texts(["red fox", "blue whale"])
+    host = HostRetriever(store.as_retriever(), side_by_side=5)
+    before = host.encode_lanes
+    host.encode("fox")
+
+    assert (before, host.encode_lanes) == (1, lanes)
+    assert host.for_call({"tags": ["one"]}).encode_lanes == lanes
 
 
 @pytest.mark.parametrize("awaits", [True, False])

@@ -41,3 +41,18 @@ def test_products_on_all_of_blas_threads_take_turns(
     assert [most] * 4 == at_once
     monkeypatch.undo()
     assert [retriever.search(query) for query in queries] == found
+
+
+def test_an_encoder_says_how_many_queries_it_encodes_at_a_time() -> None:
+    """One, unless it is told."""
+
+    class Hosted(HashingEncoder):
+        inline = False
+        lanes = 6
+
+    passages = invented_passages(3)
+    indexes = [
+        NumpyFlat.build(passages, encoder=encoder) for encoder in (HashingEncoder(), Hosted())
+    ]
+
+    assert [index.encode_lanes for index in indexes] == [1, 6]
