@@ -10,7 +10,7 @@ class Repetition:
 
     Queries of a text that is being written overlap: with one passage a step, 46 to 78 % of real
     searches find what the one before has found (docs/benchmarks.md). This guess is made while the
-    query is being encoded, which counts where the encoder is far away. The scores of hits differ
+    query is being encoded, which counts where the encoder is remote. The scores of hits differ
     from query to query, so a workload that reads them never accepts it.
 
     It keeps nothing, so it may be shared by the requests of all users.
