@@ -86,7 +86,7 @@ class AsyncExecutor(Executor):
         if isinstance(need, Start) and (start := getattr(parts.workload, "astart", None)):
             return lambda: start(need.request)
         if isinstance(need, Encode) and hasattr(retriever, "aencode"):
-            return lambda: parts.aencode(need.query.text)
+            return lambda: self._session.aencode(need.query.text)
         if isinstance(need, Search) and hasattr(retriever, "asearch"):
             return lambda: self._search(need.queries, widely=need.wide)
         return None

@@ -296,7 +296,7 @@ class Session:
 
     def _encodes_here(self) -> bool:
         """Return whether encodings are computed in this process, and so delay what is written."""
-        return self.costs.encoder.computes_here
+        return self.costs.encoder.computes_here or self.costs.awaited_encoder.computes_here
 
     def search(self, queries: Sequence[Query], *, widely: bool = True) -> list[SearchResult]:
         """Search one batch; `widely`, with prefetched hits if the ranking is the same."""
@@ -317,6 +317,11 @@ class Session:
         """Encode one query in this thread."""
         with self.costs.encoder.search() if self._is_timed_here else nullcontext():
             return self.parts.encode(text)
+
+    async def aencode(self, text: str) -> Query:
+        """Encode one query with an asynchronous retriever."""
+        with self.costs.awaited_encoder.waiting() if self._is_timed_here else nullcontext():
+            return await self.parts.aencode(text)
 
     def _timed(self) -> AbstractContextManager[None]:
         """Time a search in this thread; a verifier times its own, in the threads of its lanes."""

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import median, median_low
 
-from ralmspec_plugins.scheduling.load import ModelLoad, StoreTime
+from ralmspec_plugins.scheduling.load import AwaitedTime, ModelLoad, StoreTime
 
 RECENT = 5  # kept measurements of one kind
 FORGET_AFTER = 64  # searches after which a size that no longer occurs is measured again
@@ -177,7 +177,7 @@ class Costs:
         self.curve = curve or BatchCurve()
         self.load = load or ModelLoad()
         self.store = store or StoreTime()
-        self.encoder = StoreTime()
+        self.encoder, self.awaited_encoder = StoreTime(), AwaitedTime()
         self.contention = Contention()
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._stops: deque[float] = deque(maxlen=RECENT)

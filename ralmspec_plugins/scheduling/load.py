@@ -90,6 +90,54 @@ class ModelLoad:
         return best * usual[fewest]
 
 
+class AwaitedTime:
+    """Whether this process computes while something is awaited, such as an encoding.
+
+    An awaited function may wait for another machine, or have a thread of this process compute.
+    The latter delays what is generated meanwhile. Sampled, as `StoreTime`; for one event loop.
+
+    >>> now_s, computed_s = 0.0, 0.0
+    >>> encoder = AwaitedTime(lambda: now_s, lambda: computed_s)
+    >>> with encoder.waiting():
+    ...     now_s, computed_s = 0.2, 0.15
+    >>> encoder.computes_here
+    True
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        computed: Callable[[], float] = time.process_time,
+    ) -> None:
+        """Create a time without samples: it counts as that of another machine.
+
+        Args:
+            clock: returns the time in seconds.
+            computed: returns the seconds that this process has computed.
+        """
+        self._shares: deque[float] = deque(maxlen=RECENT)
+        self._clock, self._computed = clock, computed
+        self._next_s = clock()  # when the next one is sampled
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Sample what the body awaits, unless that raises."""
+        began_s = self._clock()
+        if began_s < self._next_s:
+            yield
+            return
+        self._next_s = began_s + SAMPLED_S
+        computed_s = self._computed()
+        yield
+        computed_s = self._computed() - computed_s
+        self._shares.append(computed_s / max(self._clock() - began_s, computed_s, 1e-9))
+
+    @property
+    def computes_here(self) -> bool:
+        """Whether the process usually computed for half of the time or more."""
+        return bool(self._shares) and median_low(tuple(self._shares)) >= OWN
+
+
 class StoreTime:
     """What searches, or encodings, compute in the threads that make them, and how busy all are.
 

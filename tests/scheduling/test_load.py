@@ -23,7 +23,7 @@ from ralmspec_plugins import (
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.scheduling import load
 from ralmspec_plugins.scheduling.cost_model import Costs, Searched
-from ralmspec_plugins.scheduling.load import KEPT, ModelLoad, StoreTime
+from ralmspec_plugins.scheduling.load import KEPT, AwaitedTime, ModelLoad, StoreTime
 from ralmspec_plugins.scheduling.policy import SchedulerState
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
 from ralmspec_plugins.types import Answer, Hits, Query
@@ -255,6 +255,20 @@ def test_one_of_many_searches_in_parallel_is_sampled() -> None:
         clocks.now_s += 0.05
 
     assert read == [0.0, 0.05]
+
+
+def test_an_awaited_encoder_computes_here_if_it_mostly_does() -> None:
+    """One busy moment of the process says nothing of the encoder."""
+    clocks = Clocks()
+    encoder = AwaitedTime(lambda: clocks.now_s, lambda: clocks.computed_s)
+    seen = []
+    for computed_s in (0.01, 0.19, 0.01, 0.15, 0.15, 0.15):
+        with encoder.waiting():
+            clocks.now_s += 0.2
+            clocks.computed_s += computed_s
+        seen.append(encoder.computes_here)
+
+    assert seen == [False, False, False, False, True, True]
 
 
 @pytest.mark.parametrize(("own_s", "worth"), [(0.0005, False), (0.00001, True)])

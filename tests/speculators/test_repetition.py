@@ -1,19 +1,29 @@
 """Repetition: what is guessed while a query is being encoded, from the step before."""
 
+import asyncio
 import threading
-import time
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pytest
 
-from ralmspec_plugins import Continuous, Engine, Hit, Latencies, Passage, Settings, Simulation
+from ralmspec_plugins import (
+    AsyncEngine,
+    Continuous,
+    Engine,
+    Hit,
+    Latencies,
+    Passage,
+    Settings,
+    Simulation,
+)
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.scheduling import load
+from ralmspec_plugins.scheduling.load import AwaitedTime, StoreTime
 from ralmspec_plugins.speculators import PassageCache, Repetition, SharedPassageCache
 from ralmspec_plugins.testing import WordRetriever
-from ralmspec_plugins.types import Hits, Query
+from ralmspec_plugins.types import Answer, Hits, Query
 from ralmspec_plugins.workloads import TextState, TextWorkload
 
 FOX, WHALE = ((Hit(Passage(name, name), None),) for name in ("fox", "whale"))
@@ -131,28 +141,27 @@ def test_it_is_left_out_where_it_could_not_help(workload: Chapters, retriever: T
     assert isinstance(speculator, PassageCache)
 
 
-class Paced(Topics):
-    """Encodes in two milliseconds, which it computes or waits."""
+class Awaited(Topics):
+    """Has an asynchronous encoder."""
 
-    def __init__(self, *, computes: bool) -> None:
-        super().__init__()
-        self.computes = computes
-
-    def encode(self, text: str) -> Query:
-        if not self.computes:
-            time.sleep(0.002)
-        until_s = time.thread_time() + 0.002
-        while self.computes and time.thread_time() < until_s:
-            pass
-        return super().encode(text)
+    async def aencode(self, text: str) -> Query:
+        return self.encode(text)
 
 
+async def _on_asyncio(retriever: Topics) -> tuple[Answer, AsyncEngine]:
+    async with AsyncEngine(Chapters(), retriever) as engine:
+        return await engine.run(PROMPT), engine
+
+
+@pytest.mark.parametrize("awaited", [True, False])
 @pytest.mark.parametrize("computes", [True, False])
-def test_it_is_not_asked_while_this_process_encodes(
-    computes: bool, monkeypatch: pytest.MonkeyPatch
+def test_it_makes_no_guess_while_this_process_encodes(
+    computes: bool, awaited: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an encoder computes here delays what is written meanwhile; what is awaited does not."""
     monkeypatch.setattr(load, "SAMPLED_S", 0.0)
+    measure = AwaitedTime if awaited else StoreTime
+    monkeypatch.setattr(measure, "computes_here", property(lambda _: computes))
     guesses: list[Hits | None] = []
     guess = Repetition.guess_after
 
@@ -161,8 +170,13 @@ def test_it_is_not_asked_while_this_process_encodes(
         return guesses[-1]
 
     monkeypatch.setattr(Repetition, "guess_after", watched)
-    with Engine(Chapters(), Paced(computes=computes), Settings(prefetch=1)) as engine:
-        answer = engine.run(PROMPT)
+    if awaited:
+        answer, engine = asyncio.run(_on_asyncio(Awaited()))
+        assert engine._session.costs.awaited_encoder._shares
+    else:
+        with Engine(Chapters(), Topics()) as threads:
+            answer = threads.run(PROMPT)
+        assert threads._session.costs.encoder._own
 
     assert answer == plain(Chapters(), Topics(), PROMPT)
     assert guesses
