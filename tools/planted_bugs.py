@@ -11,6 +11,7 @@ CHAT = "tests/serving/test_chat.py"
 GUARD = "tests/serving/test_guard.py"
 THREADS = "tests/engine/test_plain_threads.py tests/scheduling/test_schedules.py"
 LOAD = "tests/scheduling/test_load.py"
+GARBAGE = "tests/scheduling/test_garbage.py"
 LEARNING = "tests/engine/test_learning.py"
 
 
@@ -299,6 +300,27 @@ BUGS = (
         "        self._requests.add(request)\n\n",
         "        with self._lock:\n            self._requests.add(request)\n\n",
         LOAD,
+    ),
+    Bug(
+        "what ends in a garbage collection waits for the thread that it interrupts",
+        "ralmspec_plugins/scheduling/model_queue.py",
+        "self._lock.acquire(blocking=False)",
+        "self._lock.acquire()",
+        GARBAGE,
+    ),
+    Bug(
+        "a coroutine that is collected keeps its turn",
+        "ralmspec_plugins/scheduling/model_queue.py",
+        "        except BaseException:\n            self._queue.leave(turn)\n",
+        "        except Exception:\n            self._queue.leave(turn)\n",
+        GARBAGE,
+    ),
+    Bug(
+        "a thread that collects the stream for which it generates waits for itself",
+        "ralmspec_plugins/engine/threads.py",
+        "self._generates_in.get(need) != here for",
+        "here for",
+        "tests/engine/test_engine_ends.py",
     ),
     Bug(
         "one request counts as many",
