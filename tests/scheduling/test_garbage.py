@@ -55,7 +55,7 @@ def interrupted(work: Callable[[], object], module: ModuleType, end: Ends, line:
         sys.settrace(at_call)
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 raised by the test
+        except BaseException as error:
             raised.append(error)
         finally:
             sys.settrace(None)
