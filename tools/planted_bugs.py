@@ -8,6 +8,7 @@ MODELS = "tests/test_model_equality.py -k never_changes_the_answer"
 BY_HAND = "tests/workloads/test_model_workloads.py tests/workloads/test_hops.py"
 AGENTS = "tests/langchain/agents/test_dangers.py"
 CHAT = "tests/serving/test_chat.py"
+CANARIES = "tests/serving/test_tenants.py"
 GUARD = "tests/serving/test_guard.py"
 THREADS = "tests/engine/test_plain_threads.py tests/scheduling/test_schedules.py"
 LOAD = "tests/scheduling/test_load.py"
@@ -1051,6 +1052,27 @@ BUGS = (
         "if name not in known or (caller.tenants is not None and name not in caller.tenants):",
         "if name not in known:",
         GUARD,
+    ),
+    Bug(
+        "a server's tenants share a pipeline",
+        "ralmspec_plugins/serving/pipelines.py",
+        "making = self._made.get(tenant)",
+        "making = next(iter(self._made.values()), None)",
+        CANARIES,
+    ),
+    Bug(
+        "a cluster's tenants share a signature, and so their caches",
+        "ralmspec_plugins/serving/ray.py",
+        'self.signature = ("cluster", key)',
+        'self.signature = ("cluster", key.partition("\\n")[0])',
+        CANARIES,
+    ),
+    Bug(
+        "a cluster's requests are routed without their tenant",
+        "ralmspec_plugins/serving/ray.py",
+        'return f"{model}\\n{tenant}"',
+        'return f"{model}\\n"',
+        CANARIES,
     ),
     Bug(
         "any key invalidates caches",
