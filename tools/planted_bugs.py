@@ -940,6 +940,13 @@ BUGS = (
         AGENTS,
     ),
     Bug(
+        "a tool that the host calls again returns what a call ahead has returned",
+        "integrations/langchain_ralmspec/agents/tool_calls.py",
+        "unused.pop()",
+        "early",
+        AGENTS,
+    ),
+    Bug(
         "agents make speculative calls on a busy processor",
         "ralmspec_plugins/scheduling/processor.py",
         "return computed_s - before_s <= SPARE * (now_s - began_s)",

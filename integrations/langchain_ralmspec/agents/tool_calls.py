@@ -170,18 +170,21 @@ def replaying(
     fits: Callable[[ToolCallResult], bool],
     counters: AgentCounters,
 ) -> BaseTool:
-    """Return a copy of a tool that waits for a speculative call and returns its result.
+    """Return a copy of a tool that waits for a speculative call and returns its result, once.
 
     If that call fails, does not fit, or a middleware changes the tool or the arguments, the tool
-    itself is called.
+    itself is called; also where a middleware calls it again, such as until it likes the result.
     """
     replay = copy(tool)
     original: Any = tool
     early.committed = True
+    unused = [early]
 
     async def arun(*args: Any, **kwargs: Any) -> Any:
+        if not unused:
+            return await original._arun(*args, **kwargs)  # noqa: SLF001
         try:
-            async with aclosing(early.aread()) as results:
+            async with aclosing(unused.pop().aread()) as results:
                 async for result in results:
                     if _same(result, tool, _asked(args, kwargs)) and fits(result):
                         result.runs.write_again()
@@ -193,8 +196,10 @@ def replaying(
         return await original._arun(*args, **kwargs)  # noqa: SLF001
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        if not unused:
+            return original._run(*args, **kwargs)  # noqa: SLF001
         try:
-            for result in early.read():
+            for result in unused.pop().read():
                 if _same(result, tool, _asked(args, kwargs)) and fits(result):
                     result.runs.write_again()
                     counters.add(tools_committed=1)
