@@ -942,8 +942,8 @@ BUGS = (
     Bug(
         "a tool that the host calls again returns what a call ahead has returned",
         "integrations/langchain_ralmspec/agents/tool_calls.py",
-        "unused.pop()",
-        "early",
+        "self._used = True",
+        "self._used = False",
         AGENTS,
     ),
     Bug(

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median_low
 from typing import Final
@@ -43,7 +43,9 @@ class ModelLoad:
         """Create a load without measurements: the capacity is unlimited."""
         self.capacity = float("inf")
         self._segments: list[None] = []  # in parallel now; its methods are atomic
-        self._seconds: dict[int, tuple[float, ...]] = {}  # by the number in parallel; replaced
+        # By the number in parallel; both are replaced, never changed.
+        self._seconds: dict[int, tuple[float, ...]] = {}
+        self._usual: dict[int, float] = {}  # of those that count
 
     @property
     def running(self) -> int:
@@ -68,26 +70,23 @@ class ModelLoad:
     def observe(self, parallel: int, seconds: float) -> None:
         """Record the duration of a segment in parallel with `parallel - 1` others."""
         recent = (*self._seconds.get(parallel, ()), seconds)[-RECENT:]
-        self._seconds = measured = {**self._seconds, parallel: recent}
-        if len(measured) > 1:
-            self.capacity = _capacity(measured)
+        self._seconds = {**self._seconds, parallel: recent}
+        if len(recent) >= ENOUGH:
+            self._usual = usual = {**self._usual, parallel: median_low(recent)}
+            self.capacity = _capacity(usual)
 
     def has_room(self) -> bool:
         """Return whether one more segment delays no other one."""
         return self.running + 1 <= max(1.0, self.capacity) + MARGIN
 
 
-def _capacity(measured: Mapping[int, Sequence[float]]) -> float:
+def _capacity(usual: Mapping[int, float]) -> float:
     """Return how many segments a model generates at once, by their durations in parallel."""
-    usual = {
-        parallel: median_low(kept) for parallel, kept in measured.items() if len(kept) >= ENOUGH
-    }
-    fewest = min(usual, default=0)
-    if not any(seconds > SLOWER * usual[fewest] for seconds in usual.values()):
+    fewest = min(usual)
+    if max(usual.values()) <= SLOWER * usual[fewest]:
         return float("inf")
-    rates = {parallel: parallel / seconds for parallel, seconds in usual.items()}
-    best = max(rates.values())
-    if fewest > 1 and rates[fewest] > FULL * best:  # it is reached before the fewest measured
+    best = max(parallel / seconds for parallel, seconds in usual.items())
+    if fewest > 1 and fewest / usual[fewest] > FULL * best:  # reached before the fewest measured
         return 1.0
     return best * usual[fewest]
 

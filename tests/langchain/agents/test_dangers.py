@@ -29,7 +29,7 @@ from ralmspec_plugins import QueryCache
 from ralmspec_plugins.errors import ConfigError
 from tests.brain import Brain
 from tests.langchain.agents.parts import FakeModel, Listener, Toolbox, Trace, config_of, turns
-from tests.langchain.agents.twins import ASKED, invoked, twins
+from tests.langchain.agents.twins import invoked, twins
 from tests.langchain.agents.worlds import Prompting, Renaming
 
 ASKED = {"messages": [("user", "What about foxes?")]}
