@@ -319,7 +319,7 @@ BUGS = (
     Bug(
         "a thread that collects the stream for which it generates waits for itself",
         "ralmspec_plugins/engine/threads.py",
-        "self._generates_in.get(need) != here for",
+        "self._carried_out_in.get(need) != here for",
         "here for",
         "tests/engine/test_engine_ends.py",
     ),

@@ -71,7 +71,7 @@ class ThreadExecutor(Executor):
         self._side_by_side: bool = getattr(context.session.workload, "side_by_side", False)
         self._outstanding = 0  # outstanding completions
         self._generating: dict[Work, _Generation] = {}
-        self._generates_in: dict[Work, int] = {}  # the thread
+        self._carried_out_in: dict[Work, int] = {}  # the thread
         self._abandoned: dict[Work, _Abandoned] = {}
 
     def _note(self, notice: Notice) -> None:
@@ -96,9 +96,11 @@ class ThreadExecutor(Executor):
             self._generating[need] = _Generation(future, self.clock())
 
     def _carry_out(self, need: Work) -> None:
-        if isinstance(need, Start | FormQuery | Extend):
-            self._generates_in[need] = threading.get_ident()
-        self._context.carry_out(need, self.clock, self._completed.put)
+        self._carried_out_in[need] = threading.get_ident()
+        try:
+            self._context.carry_out(need, self.clock, self._completed.put)
+        finally:
+            del self._carried_out_in[need]
 
     def _runs_inline(self, need: Work) -> bool:
         """Return whether work with nothing in parallel runs in the calling thread."""
@@ -184,7 +186,7 @@ class ThreadExecutor(Executor):
         if self._side_by_side:
             return
         until_s, here = self.clock() + GRACE_S, threading.get_ident()
-        while any(self._generates_in.get(need) != here for need in self._generating):
+        while any(self._carried_out_in.get(need) != here for need in self._generating):
             if (left_s := until_s - self.clock()) <= 0:
                 return
             try:
