@@ -165,7 +165,10 @@ class AsyncExecutor(Executor):
             BaseException: A part raised no `Exception`, or the stream was closed.
         """
         completion = None
-        if self._context.may_learn:
+        self._time_left_s()  # raises at the deadline, also where completions never run out
+        if not self._completed.empty():
+            completion = self._completed.get_nowait()
+        elif self._context.may_learn:
             completion = await self._within(min(IDLE_S, self._patience_s()))
             if completion is None:
                 self._context.learn()

@@ -110,6 +110,29 @@ def test_reports_do_not_put_a_deadline_off() -> None:
             _ = stream.answer  # the error is kept
 
 
+async def test_completions_that_are_there_do_not_put_a_deadline_off() -> None:
+    """On an event loop, where a queue that is never empty is never waited for."""
+    async with AsyncEngine(ReportingWorkload(), WordRetriever(TEXTS)) as engine:
+        events = engine.events(Request(prompt=PROMPT, deadline_s=0.1))
+        run: Any = events._run
+        await anext(events)
+        put, get = run._completed.put_nowait, run._completed.get_nowait
+        left = iter(range(1_000_000))
+
+        def got() -> Any:
+            item = get()
+            if next(left, None) is not None:
+                put(item)  # the same report again, and again
+            return item
+
+        run._completed.get_nowait = got
+        with pytest.raises(DeadlineExceeded):
+            async for _ in events:
+                pass
+
+        assert next(left, None) is not None
+
+
 def test_a_stream_can_be_closed_from_another_thread() -> None:
     """As a server does when its client has gone: the reader gets `Cancelled`."""
     ended: list[BaseException] = []
