@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from ralmspec_plugins.decoding import PassageDrafter, SuffixDrafter
 from ralmspec_plugins.lm import kv_cache
-from ralmspec_plugins.lm.kv_cache import CacheStore, Prefix, PrefillSchedule
+from ralmspec_plugins.lm.kv_cache import CacheStore, PrefillSchedule, Prefix
 from tests.scheduling.test_garbage import WAIT_S, Ends, at_each_line
 
 
