@@ -74,7 +74,7 @@ class ModelQueue:
         self.running = 0
         self._turns: list[_Turn] = []  # that wait, in the order of their arrival
         self._changes: deque[tuple[_Turn, bool]] = deque()  # turns that came, or left
-        self._lock = threading.Lock()  # held while changes are processed; nobody waits for it
+        self._lock = threading.Lock()  # held while changes are processed; no thread waits for it
 
     @property
     def waiting(self) -> int:
@@ -115,14 +115,14 @@ class ModelQueue:
         return _AwaitedTurn(self, progress, speculative)
 
     def join(self, turn: _Turn) -> _Turn:
-        """Let a call wait for its turn, or begin."""
+        """Add a call, which begins or waits for its turn."""
         if self._process != os.getpid():  # forked: the threads with a turn do not exist here
             self._reset()
         self._change(turn, came=True)
         return turn
 
     def leave(self, turn: _Turn) -> None:
-        """End a call, or let it wait no longer."""
+        """Remove a call, which has ended or no longer waits."""
         self._change(turn, came=False)
 
     def _change(self, turn: _Turn, *, came: bool) -> None:

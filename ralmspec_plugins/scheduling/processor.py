@@ -82,7 +82,7 @@ class ProcessorLoad:
         self._calls: list[None] = []  # of all runs; its methods are atomic
         self._readings: tuple[tuple[float, float], ...] = ()  # replaced, never changed
         self._ended_s = float("-inf")  # when a call last ended
-        self._reading = threading.Lock()  # held while the clocks are read; nobody waits for it
+        self._reading = threading.Lock()  # held while the clocks are read; no thread waits for it
 
     @property
     def running(self) -> int:
