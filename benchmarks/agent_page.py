@@ -140,10 +140,12 @@ def _crowds(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     first = rows[0]
+    runs = len(first["rows"]["plain"])
     lines = [
         f"## {first['agents']} agents at once\n",
         f"Tool {first['tool_s']} s, model {first['reply_s']} s, {first['calls']} calls.",
-        f"{first['right']:.0%} of the guesses are right; one agent object serves all.\n",
+        f"{first['right']:.0%} of the guesses are right; one agent object serves all.",
+        f"{first['date']}, commit {first['commit']}; medians of {runs} rounds, ways in turn.\n",
         "| host | | all, s | median of one, s | CPU, s |",
         "|---|---|---|---|---|",
     ]

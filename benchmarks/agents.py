@@ -105,7 +105,9 @@ async def crowd(host: str, agents: int, repetitions: int) -> dict[str, Any]:
                     "cpu_s": time.process_time() - cpu_s,
                 }
             )
-    return {"kind": "crowd", **asdict(setting), "agents": agents, "rows": rows}
+    about = surroundings()
+    when = {"date": about["date"], "commit": about["commit"]}
+    return {"kind": "crowd", **when, **asdict(setting), "agents": agents, "rows": rows}
 
 
 def agents(

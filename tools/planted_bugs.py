@@ -8,9 +8,11 @@ MODELS = "tests/test_model_equality.py -k never_changes_the_answer"
 BY_HAND = "tests/workloads/test_model_workloads.py tests/workloads/test_hops.py"
 AGENTS = "tests/langchain/agents/test_dangers.py"
 CHAT = "tests/serving/test_chat.py"
+CANARIES = "tests/serving/test_tenants.py"
 GUARD = "tests/serving/test_guard.py"
 THREADS = "tests/engine/test_plain_threads.py tests/scheduling/test_schedules.py"
 LOAD = "tests/scheduling/test_load.py"
+GARBAGE = "tests/scheduling/test_garbage.py"
 LEARNING = "tests/engine/test_learning.py"
 
 
@@ -299,6 +301,27 @@ BUGS = (
         "        self._requests.add(request)\n\n",
         "        with self._lock:\n            self._requests.add(request)\n\n",
         LOAD,
+    ),
+    Bug(
+        "what ends in a garbage collection waits for the thread that it interrupts",
+        "ralmspec_plugins/scheduling/model_queue.py",
+        "self._lock.acquire(blocking=False)",
+        "self._lock.acquire()",
+        GARBAGE,
+    ),
+    Bug(
+        "a coroutine that is collected keeps its turn",
+        "ralmspec_plugins/scheduling/model_queue.py",
+        "        except BaseException:\n            self._queue.leave(turn)\n",
+        "        except Exception:\n            self._queue.leave(turn)\n",
+        GARBAGE,
+    ),
+    Bug(
+        "a thread that collects the stream for which it generates waits for itself",
+        "ralmspec_plugins/engine/threads.py",
+        "self._carried_out_in.get(need) != here for",
+        "here for",
+        "tests/engine/test_engine_ends.py",
     ),
     Bug(
         "one request counts as many",
@@ -917,6 +940,13 @@ BUGS = (
         AGENTS,
     ),
     Bug(
+        "a tool that the host calls again returns what a call ahead has returned",
+        "integrations/langchain_ralmspec/agents/tool_calls.py",
+        "self._used = True",
+        "self._used = False",
+        AGENTS,
+    ),
+    Bug(
         "agents make speculative calls on a busy processor",
         "ralmspec_plugins/scheduling/processor.py",
         "return computed_s - before_s <= SPARE * (now_s - began_s)",
@@ -1029,6 +1059,27 @@ BUGS = (
         "if name not in known or (caller.tenants is not None and name not in caller.tenants):",
         "if name not in known:",
         GUARD,
+    ),
+    Bug(
+        "a server's tenants share a pipeline",
+        "ralmspec_plugins/serving/pipelines.py",
+        "making = self._made.get(tenant)",
+        "making = next(iter(self._made.values()), None)",
+        CANARIES,
+    ),
+    Bug(
+        "a cluster's tenants share a signature, and so their caches",
+        "ralmspec_plugins/serving/ray.py",
+        'self.signature = ("cluster", key)',
+        'self.signature = ("cluster", key.partition("\\n")[0])',
+        CANARIES,
+    ),
+    Bug(
+        "a cluster's requests are routed without their tenant",
+        "ralmspec_plugins/serving/ray.py",
+        'return f"{model}\\n{tenant}"',
+        'return f"{model}\\n"',
+        CANARIES,
     ),
     Bug(
         "any key invalidates caches",

@@ -35,7 +35,7 @@ class AgentCounters:
 
     def __init__(self) -> None:
         """Start at zero."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection may end calls under the lock
         self._counts = asdict(AgentStats())
 
     def add(self, **changes: int) -> None:

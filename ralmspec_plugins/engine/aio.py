@@ -108,10 +108,12 @@ class AsyncExecutor(Executor):
             )
         results: list[Any]
         try:
-            async with self._session.aon_model(need, self.clock) as waited:
-                if waited:
+            turn = self._session.aturn(need)
+            async with turn or contextlib.nullcontext():
+                if turn is not None:
                     started_s = self.clock()
-                result = await work()
+                with self._session.segment(need, self.clock):
+                    result = await work()
             results = result if isinstance(need, Search) else [result]
             if isinstance(need, Start):
                 self._context.begun(result)
@@ -163,7 +165,10 @@ class AsyncExecutor(Executor):
             BaseException: A part raised no `Exception`, or the stream was closed.
         """
         completion = None
-        if self._context.may_learn:
+        self._time_left_s()  # raises at the deadline, also where completions never run out
+        if not self._completed.empty():
+            completion = self._completed.get_nowait()
+        elif self._context.may_learn:
             completion = await self._within(min(IDLE_S, self._patience_s()))
             if completion is None:
                 self._context.learn()
@@ -184,8 +189,8 @@ class AsyncExecutor(Executor):
 
     @property
     def busy(self) -> bool:
-        """Whether any work is in flight."""
-        return bool(self._tasks)
+        """Whether any work is in flight, on an event loop that has not ended."""
+        return bool(self._tasks) and not self._loop.is_closed()
 
     def last_task(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Schedule a background task on the event loop, now or when it runs again.
@@ -362,12 +367,14 @@ class _Drive:
         """Stop all work; a second call waits for the first one. Without work it is immediate.
 
         At the end of an event loop, when all tasks have ended, it must not wait: the
-        owner of this stream may be closed by the loop at the same time.
+        owner of this stream may be closed by the loop at the same time. After that it cannot.
         """
         if self._stopped:
             return
         if self._executor is None or not self._executor.busy:
             self._stopped = True
+            if self._executor is not None:
+                self._executor.cancel_writing()  # in threads, where the loop has ended
             self._switching.close()
             self._context.close()
             return

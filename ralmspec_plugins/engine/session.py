@@ -3,8 +3,13 @@
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -175,27 +180,25 @@ class Session:
             Whether it may have waited.
         """
         queue = self.settings.model_queue
-        if not isinstance(need, FormQuery | Extend):
-            yield False
-        elif queue is None:
-            with self.costs.load.segment(clock):
+        if queue is None or not isinstance(need, FormQuery | Extend):
+            with self.segment(need, clock):
                 yield False
-        else:
-            turn = queue.turn(need.progress, speculative=need.speculative)
-            with turn, self.costs.load.segment(clock):
-                yield True
+            return
+        turn = queue.turn(need.progress, speculative=need.speculative)
+        with turn, self.segment(need, clock):
+            yield True
 
-    @asynccontextmanager
-    async def aon_model(self, need: Work, clock: Callable[[], float]) -> AsyncIterator[bool]:
-        """Count and time the body's work on an event loop, as `on_model` does."""
+    def aturn(self, need: Work) -> AbstractAsyncContextManager[None] | None:
+        """Return what waits for the turn of work on an event loop; `None` if it need not wait."""
         queue = self.settings.model_queue
         if queue is None or not isinstance(need, FormQuery | Extend):
-            with self.on_model(need, clock) as waited:
-                yield waited
-            return
-        async with queue.aturn(need.progress, speculative=need.speculative):
-            with self.costs.load.segment(clock):
-                yield True
+            return None
+        return queue.aturn(need.progress, speculative=need.speculative)
+
+    def segment(self, need: Work, clock: Callable[[], float]) -> AbstractContextManager[None]:
+        """Count and time the body's work if it is the model's."""
+        writes = isinstance(need, FormQuery | Extend)
+        return self.costs.load.segment(clock) if writes else nullcontext()
 
     def guesses(self) -> SpeculatorCascade:
         """Return a new cascade of query caches and speculators for one request."""

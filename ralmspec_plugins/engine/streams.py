@@ -187,6 +187,9 @@ class AsyncEventStream(_Result, AsyncIterator[Event]):
             except Exception as error:  # noqa: BLE001 raised by the stream
                 self._last = error
                 await self._stop_run()
+            except GeneratorExit:  # collected, where nothing can be awaited: so is the run
+                self._closed = True
+                raise
             except BaseException:
                 self._closed = True
                 await self._run.stop()

@@ -3,10 +3,10 @@
 import contextlib
 import contextvars
 import queue
+import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Literal, Self, overload
 
@@ -71,6 +71,7 @@ class ThreadExecutor(Executor):
         self._side_by_side: bool = getattr(context.session.workload, "side_by_side", False)
         self._outstanding = 0  # outstanding completions
         self._generating: dict[Work, _Generation] = {}
+        self._carried_out_in: dict[Work, int] = {}  # the thread
         self._abandoned: dict[Work, _Abandoned] = {}
 
     def _note(self, notice: Notice) -> None:
@@ -83,17 +84,23 @@ class ThreadExecutor(Executor):
         exclusive = only and not self._outstanding and not self._abandoned
         self._outstanding += len(need.queries) if isinstance(need, Search) else 1
         context = contextvars.copy_context()
-        carry_out = partial(self._context.carry_out, need, self.clock, self._completed.put)
         if exclusive and self._runs_inline(need):
             with self._context.in_caller(need):
-                context.run(carry_out)
+                context.run(self._carry_out, need)
             return
         try:
-            future = self._threads.submit(context.run, carry_out)
+            future = self._threads.submit(context.run, self._carry_out, need)
         except RuntimeError as error:
             raise Closed from error
         if isinstance(need, Start | FormQuery | Extend):
             self._generating[need] = _Generation(future, self.clock())
+
+    def _carry_out(self, need: Work) -> None:
+        self._carried_out_in[need] = threading.get_ident()
+        try:
+            self._context.carry_out(need, self.clock, self._completed.put)
+        finally:
+            del self._carried_out_in[need]
 
     def _runs_inline(self, need: Work) -> bool:
         """Return whether work with nothing in parallel runs in the calling thread."""
@@ -169,14 +176,19 @@ class ThreadExecutor(Executor):
             self._outstanding -= 1
 
     def stop(self) -> None:
-        """Stop generation, and wait until the model is free."""
+        """Stop generation, and wait until the model is free.
+
+        Not for generation in this thread, which a garbage collection may have interrupted here.
+        """
         for need in self._generating:
             if isinstance(need, FormQuery | Extend):
                 need.progress.cancel()
         if self._side_by_side:
             return
-        until_s = self.clock() + GRACE_S
-        while self._generating and (left_s := until_s - self.clock()) > 0:
+        until_s, here = self.clock() + GRACE_S, threading.get_ident()
+        while any(self._carried_out_in.get(need) != here for need in self._generating):
+            if (left_s := until_s - self.clock()) <= 0:
+                return
             try:
                 self._take(self._completed.get(timeout=left_s))
             except queue.Empty:

@@ -88,7 +88,7 @@ class CacheStore:
         self.budget_bytes = budget_bytes
         self._entries: OrderedDict[Name, tuple[Sized, int]] = OrderedDict()  # oldest first
         self._nbytes = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # garbage collection may call `release` under the lock
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +128,7 @@ class CacheStore:
             self._entries[name] = (entry, nbytes)
             self._nbytes += nbytes
             while self._nbytes > self.budget_bytes:
-                self._remove(next(iter(self._entries)))
+                self._remove(next(iter(self._entries), None))
 
     def release(self, owner: int) -> None:
         """Remove all lineages of a request."""
@@ -149,7 +149,7 @@ class CacheStore:
             assert self._nbytes == sum(nbytes for _, nbytes in self._entries.values())
             assert self._nbytes <= self.budget_bytes
 
-    def _remove(self, name: Name) -> Sized | None:
+    def _remove(self, name: Name | None) -> Sized | None:
         entry, nbytes = self._entries.pop(name, (None, 0))
         self._nbytes -= nbytes
         return entry

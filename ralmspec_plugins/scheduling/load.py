@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median_low
 from typing import Final
@@ -26,7 +26,11 @@ class ModelLoad:
     A local model takes turns: of n segments in parallel each takes up to n times as long. A
     speculative segment of one request then delays the confirmed ones of others. So the durations
     are measured by the number of segments in parallel; where more of them take longer, the
-    capacity is the best rate of segments times the duration of one. Thread-safe.
+    capacity is the best rate of segments times the duration of one.
+
+    Thread-safe without a lock: a garbage collection may interrupt any thread, and end a segment
+    there, or wait for a thread that ends one. Of durations that are recorded at the same time one
+    may be lost.
 
     >>> load = ModelLoad()
     >>> for parallel, seconds in 3 * ((1, 0.1), (4, 0.4)):
@@ -37,57 +41,54 @@ class ModelLoad:
 
     def __init__(self) -> None:
         """Create a load without measurements: the capacity is unlimited."""
-        self.running = 0  # segments in parallel now
         self.capacity = float("inf")
-        self._seconds: dict[int, deque[float]] = {}  # by the number in parallel
-        self._lock = threading.Lock()
+        self._segments: list[None] = []  # in parallel now; its methods are atomic
+        # By the number in parallel; both are replaced, never changed.
+        self._seconds: dict[int, tuple[float, ...]] = {}
+        self._usual: dict[int, float] = {}  # of those that count
+
+    @property
+    def running(self) -> int:
+        """The number of segments in parallel now."""
+        return len(self._segments)
 
     @contextmanager
     def segment(self, clock: Callable[[], float]) -> Iterator[None]:
         """Count a segment while the body generates it; time it unless that raises."""
-        with self._lock:
-            self.running += 1
-            parallel, began_s = self.running, clock()
-        seconds = None
+        self._segments.append(None)
+        parallel, seconds = self.running, None
         try:
+            began_s = clock()
             yield
             seconds = clock() - began_s
         finally:
-            with self._lock:
-                parallel = round((parallel + self.running) / 2)
-                self.running -= 1
-                if seconds is not None:
-                    self._observe(parallel, seconds)
+            parallel = round((parallel + self.running) / 2)
+            self._segments.pop()
+            if seconds is not None:
+                self.observe(parallel, seconds)
 
     def observe(self, parallel: int, seconds: float) -> None:
         """Record the duration of a segment in parallel with `parallel - 1` others."""
-        with self._lock:
-            self._observe(parallel, seconds)
-
-    def _observe(self, parallel: int, seconds: float) -> None:
-        kept = self._seconds.setdefault(parallel, deque(maxlen=RECENT))
-        kept.append(seconds)
-        if len(self._seconds) > 1:
-            self.capacity = self._measured()
+        recent = (*self._seconds.get(parallel, ()), seconds)[-RECENT:]
+        self._seconds = {**self._seconds, parallel: recent}
+        if len(recent) >= ENOUGH:
+            self._usual = usual = {**self._usual, parallel: median_low(recent)}
+            self.capacity = _capacity(usual)
 
     def has_room(self) -> bool:
         """Return whether one more segment delays no other one."""
         return self.running + 1 <= max(1.0, self.capacity) + MARGIN
 
-    def _measured(self) -> float:
-        usual = {
-            parallel: median_low(kept)
-            for parallel, kept in self._seconds.items()
-            if len(kept) >= ENOUGH
-        }
-        fewest = min(usual, default=0)
-        if not any(seconds > SLOWER * usual[fewest] for seconds in usual.values()):
-            return float("inf")
-        rates = {parallel: parallel / seconds for parallel, seconds in usual.items()}
-        best = max(rates.values())
-        if fewest > 1 and rates[fewest] > FULL * best:  # it is reached before the fewest measured
-            return 1.0
-        return best * usual[fewest]
+
+def _capacity(usual: Mapping[int, float]) -> float:
+    """Return how many segments a model generates at once, by their durations in parallel."""
+    fewest = min(usual)
+    if max(usual.values()) <= SLOWER * usual[fewest]:
+        return float("inf")
+    best = max(parallel / seconds for parallel, seconds in usual.items())
+    if fewest > 1 and fewest / usual[fewest] > FULL * best:  # reached before the fewest measured
+        return 1.0
+    return best * usual[fewest]
 
 
 class AwaitedTime:

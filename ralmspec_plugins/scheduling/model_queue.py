@@ -4,10 +4,14 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from types import TracebackType
 from typing import Final
 
 from ralmspec_plugins.errors import ConfigError
@@ -69,7 +73,8 @@ class ModelQueue:
         self._process = os.getpid()
         self.running = 0
         self._turns: list[_Turn] = []  # that wait, in the order of their arrival
-        self._lock = threading.Lock()
+        self._changes: deque[tuple[_Turn, bool]] = deque()  # turns that came, or left
+        self._lock = threading.Lock()  # held while changes are processed; no thread waits for it
 
     @property
     def waiting(self) -> int:
@@ -90,61 +95,58 @@ class ModelQueue:
         if self in _inside.get():
             yield
             return
-        granted = threading.Event()
-        progress.on_cancel(granted.set)
-        turn = self._join(_Turn(progress, speculative, granted.set))
-        token = _inside.set((*_inside.get(), self))
-        try:
-            granted.wait()
-            progress.check()
-            yield
-        finally:
-            _inside.reset(token)
-            self._leave(turn)
-
-    @asynccontextmanager
-    async def aturn(self, progress: Progress, *, speculative: bool = False) -> AsyncIterator[None]:
-        """Wait in this task until the call in the body can be made.
-
-        Raises:
-            Cancelled: `progress` was cancelled.
-        """
-        if self in _inside.get():
-            yield
-            return
-        loop, granted = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed, and its tasks cancelled
-                loop.call_soon_threadsafe(granted.set)
-
+        granted: SimpleQueue[None] = SimpleQueue()  # may be put to in a garbage collection, too
+        wake = partial(granted.put, None)
         progress.on_cancel(wake)
-        turn = self._join(_Turn(progress, speculative, wake))
+        turn = self.join(_Turn(progress, speculative, wake))
         token = _inside.set((*_inside.get(), self))
         try:
-            if not turn.granted:
-                await granted.wait()
+            granted.get()
             progress.check()
             yield
         finally:
+            self.leave(turn)
             _inside.reset(token)
-            self._leave(turn)
 
-    def _join(self, turn: _Turn) -> _Turn:
+    def aturn(
+        self, progress: Progress, *, speculative: bool = False
+    ) -> AbstractAsyncContextManager[None]:
+        """Wait in this task, as `turn` does in a thread."""
+        return _AwaitedTurn(self, progress, speculative)
+
+    def join(self, turn: _Turn) -> _Turn:
+        """Add a call, which begins or waits for its turn."""
         if self._process != os.getpid():  # forked: the threads with a turn do not exist here
             self._reset()
-        with self._lock:
-            self._turns.append(turn)
-            self._admit()
+        self._change(turn, came=True)
         return turn
 
-    def _leave(self, turn: _Turn) -> None:
-        with self._lock:
-            if turn.granted:
-                self.running -= 1
-            else:
-                self._turns.remove(turn)
-            self._admit()
+    def leave(self, turn: _Turn) -> None:
+        """Remove a call, which has ended or no longer waits."""
+        self._change(turn, came=False)
+
+    def _change(self, turn: _Turn, *, came: bool) -> None:
+        """Process a turn that came or left, here or in the thread that processes others now.
+
+        No thread waits for another one: a garbage collection may interrupt this, and there end a
+        turn, or wait for the end of one in another thread.
+        """
+        self._changes.append((turn, came))
+        while self._changes and self._lock.acquire(blocking=False):
+            try:
+                while self._changes:
+                    self._count(*self._changes.popleft())
+                self._admit()
+            finally:
+                self._lock.release()
+
+    def _count(self, turn: _Turn, came: bool) -> None:
+        if came:
+            self._turns.append(turn)
+        elif turn.granted:
+            self.running -= 1
+        else:
+            self._turns.remove(turn)
 
     def _admit(self) -> None:
         """Grant the free places to the first calls."""
@@ -154,3 +156,51 @@ class ModelQueue:
             self.running += 1
             turn.granted = True
             turn.wake()
+
+
+class _AwaitedTurn(AbstractAsyncContextManager[None]):
+    """A call that waits in a task, and is then made.
+
+    A coroutine is closed when it is collected; an asynchronous generator is not, where the event
+    loop of its task has ended, and would keep its turn.
+    """
+
+    def __init__(self, queue: ModelQueue, progress: Progress, speculative: bool) -> None:
+        self._queue = queue
+        self._progress = progress
+        self._speculative = speculative
+        self._turn: _Turn | None = None  # none inside of another one
+        self._token: Token[tuple[ModelQueue, ...]]
+
+    async def __aenter__(self) -> None:
+        if self._queue in _inside.get():
+            return
+        loop, granted = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed, and its tasks cancelled
+                loop.call_soon_threadsafe(granted.set)
+
+        self._progress.on_cancel(wake)
+        turn = self._queue.join(_Turn(self._progress, self._speculative, wake))
+        try:
+            if not turn.granted:
+                await granted.wait()
+            self._progress.check()
+        except BaseException:
+            self._queue.leave(turn)
+            raise
+        self._turn = turn
+        self._token = _inside.set((*_inside.get(), self._queue))
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._turn is None:
+            return
+        self._queue.leave(self._turn)
+        with contextlib.suppress(ValueError):  # collected with its loop, in another context
+            _inside.reset(self._token)

@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -53,7 +52,10 @@ class ProcessorLoad:
     A model and tools that wait for a network need little of it, but many runs at once may use
     all of it: speculative work then delays the host's own. Speculation doubles the calls, so it is
     worthwhile only while as much again is spare. The share is measured over the last second, or
-    since the calls began, if that is later. A run that is alone delays no other. Thread-safe.
+    since the calls began, if that is later. A run that is alone delays no other.
+
+    Thread-safe; no thread waits for another one, since a garbage collection may interrupt any of
+    them, and end a call there, or wait for a thread that ends one.
 
     >>> now_s, computed_s = 0.0, 0.0
     >>> load = ProcessorLoad(lambda: now_s, lambda: computed_s)
@@ -75,27 +77,28 @@ class ProcessorLoad:
             clock: returns the time in seconds.
             computed: returns the seconds that this process has computed; `ProcessorTime`.
         """
-        self.running = 0  # calls of all runs
         self._clock = clock
         self._computed = computed or ProcessorTime()
-        self._readings: deque[tuple[float, float]] = deque()
+        self._calls: list[None] = []  # of all runs; its methods are atomic
+        self._readings: tuple[tuple[float, float], ...] = ()  # replaced, never changed
         self._ended_s = float("-inf")  # when a call last ended
-        self._lock = threading.Lock()
+        self._reading = threading.Lock()  # held while the clocks are read; no thread waits for it
+
+    @property
+    def running(self) -> int:
+        """The number of calls that are made now."""
+        return len(self._calls)
 
     @contextmanager
     def call(self) -> Iterator[None]:
         """Count a call of a run while the body makes it."""
-        with self._lock:
-            if not self.running and self._idle_s() > WINDOW_S:
-                self._readings.clear()
-            self._read()
-            self.running += 1
+        self._read(first=not self._calls)
+        self._calls.append(None)
         try:
             yield
         finally:
-            with self._lock:
-                self.running -= 1
-                self._ended_s = self._read()
+            self._calls.pop()
+            self._ended_s = self._read()
 
     def is_spare(self, own: int = 0) -> bool:
         """Return whether speculative work delays no other run.
@@ -103,27 +106,33 @@ class ProcessorLoad:
         Args:
             own: the number of calls that are made for the run that asks.
         """
-        with self._lock:
-            if self.running <= own:
-                return True
-            self._read()
-            (began_s, before_s), (now_s, computed_s) = self._readings[0], self._readings[-1]
-            if self._ended_s <= began_s:
-                return True  # not measured yet: many calls begin together, and then wait
-            return computed_s - before_s <= SPARE * (now_s - began_s)
+        if self.running <= own:
+            return True
+        self._read()
+        readings = self._readings
+        if not readings or self._ended_s <= readings[0][0]:
+            return True  # not measured yet: many calls begin together, and then wait
+        (began_s, before_s), (now_s, computed_s) = readings[0], readings[-1]
+        return computed_s - before_s <= SPARE * (now_s - began_s)
 
-    def _idle_s(self) -> float:
-        return self._clock() - self._readings[-1][0] if self._readings else 0.0
+    def _read(self, *, first: bool = False) -> float:
+        """Return the time; read both clocks unless this was done, or is being done, just now.
 
-    def _read(self) -> float:
-        """Return the time; read both clocks unless this was done just now.
-
-        The readings of the last second are kept, and the one before these.
+        The readings of the last second are kept, and the one before these; none from before a
+        pause, where `first` states that no other call is being made.
         """
-        now_s, readings = self._clock(), self._readings
-        if readings and now_s - readings[-1][0] < READING_S:
+        now_s = self._clock()
+        if not self._reading.acquire(blocking=False):
             return now_s
-        readings.append((now_s, self._computed()))
-        while len(readings) > 1 and readings[1][0] <= now_s - WINDOW_S:
-            readings.popleft()
+        try:
+            readings = self._readings
+            if first and readings and now_s - readings[-1][0] > WINDOW_S:
+                readings = ()
+            if not readings or now_s - readings[-1][0] >= READING_S:
+                readings = (*readings, (now_s, self._computed()))
+            while len(readings) > 1 and readings[1][0] <= now_s - WINDOW_S:
+                readings = readings[1:]
+            self._readings = readings
+        finally:
+            self._reading.release()
         return now_s

@@ -12,7 +12,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from ralmspec_plugins.adapters.events import report_of
+from ralmspec_plugins.adapters.events import calls_report_of
 from ralmspec_plugins.adapters.text_state import draft_of
 from ralmspec_plugins.batching.verifier import Verifier
 from ralmspec_plugins.effects import Settled
@@ -278,7 +278,7 @@ def _usage(answer: Answer, draft: Any) -> TokenUsage | None:
         dropped = max(0, answer.stats.tokens_written - len(tokens)) if counted else None
         read = len(getattr(origin, "head_tokens", ())) + len(origin.prompt_tokens)
         return TokenUsage(read, len(tokens), dropped)
-    return usage_in(report_of(answer))
+    return usage_in(calls_report_of(answer))
 
 
 def usage_in(report: Mapping[str, Any]) -> TokenUsage | None:

@@ -65,7 +65,8 @@ def test_the_page_says_what_was_measured() -> None:
     """Of each host, with what was real, and of many agents at once."""
     about = {"date": "D", "commit": "C", "machine": "M", "load_before": 1, "versions": {"a": "1"}}
     runs = [{"all_s": 1.0, "median_s": 0.5, "cpu_s": 0.25}]
-    crowd = {"kind": "crowd", **asdict(setting()), "agents": 50, "rows": {"plain": runs}}
+    when = {"date": "E", "commit": "F"}
+    crowd = {"kind": "crowd", **when, **asdict(setting()), "agents": 50, "rows": {"plain": runs}}
     rows = [row(), row(right=0.0), row("llama_index"), row("llama_index", 0.0)]
     text = page([{"kind": "surroundings", **about}, *rows, crowd])
 
@@ -73,6 +74,7 @@ def test_the_page_says_what_was_measured() -> None:
     assert "## LangChain" in text
     assert "## LlamaIndex" in text
     assert "| 2.0 | 1.0 | 2 | 25% | 7.20 | 6.30 | 1.80 | 5.50 | 1.10 | 1 / 1 |" in text
+    assert "\nE, commit F; medians of 1 rounds, ways in turn.\n" in text
     assert "| LangChain | plain | 1.00 | 0.50 | 0.25 |" in text
 
 
@@ -82,8 +84,8 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     grid = [Setting(host, 0.05, 0.05, right, 2) for host in benchmark.HOSTS for right in (0.0, 0.9)]
     rows: list[Any] = [{"kind": "surroundings", **benchmark.surroundings()}]
     rows += [{**row(), **asdict(one)} for one in grid]
-    rows += [{**row(), "kind": "crowd", "host": host, "agents": 5, "rows": {}} for host in ("a",)]
-    rows += [{**rows[-1], "host": host} for host in benchmark.HOSTS]
+    crowd = {"kind": "crowd", "date": "E", "commit": "F", "agents": 5, "rows": {"plain": []}}
+    rows += [{**row(), **crowd, "host": host} for host in ("a", *benchmark.HOSTS)]
     out.write_text("".join(json.dumps(one) + "\n" for one in rows))
     before = out.read_text()
     benchmark.agents(out, shown, small=True)

@@ -1,6 +1,7 @@
 """However a request ends, it ends: nothing hangs, nothing is left, errors are the plain ones."""
 
 import asyncio
+import contextlib
 import gc
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from ralmspec_plugins import AsyncEngine, Engine, Hits, Query, Request, Settings, plain
+from ralmspec_plugins.engine import threads
 from ralmspec_plugins.errors import Cancelled, Closed, DeadlineExceeded
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import EchoWorkload, Lines, WordRetriever
@@ -108,6 +110,29 @@ def test_reports_do_not_put_a_deadline_off() -> None:
             _ = stream.answer  # the error is kept
 
 
+async def test_completions_that_are_there_do_not_put_a_deadline_off() -> None:
+    """On an event loop, where a queue that is never empty is never waited for."""
+    async with AsyncEngine(ReportingWorkload(), WordRetriever(TEXTS)) as engine:
+        events = engine.events(Request(prompt=PROMPT, deadline_s=0.1))
+        run: Any = events._run
+        await anext(events)
+        put, get = run._completed.put_nowait, run._completed.get_nowait
+        left = iter(range(1_000_000))
+
+        def got() -> Any:
+            item = get()
+            if next(left, None) is not None:
+                put(item)  # the same report again, and again
+            return item
+
+        run._completed.get_nowait = got
+        with pytest.raises(DeadlineExceeded):
+            async for _ in events:
+                pass
+
+        assert next(left, None) is not None
+
+
 def test_a_stream_can_be_closed_from_another_thread() -> None:
     """As a server does when its client has gone: the reader gets `Cancelled`."""
     ended: list[BaseException] = []
@@ -168,6 +193,36 @@ def test_a_segment_in_the_calling_thread_is_stopped_from_another_one() -> None:
 
     assert workload.stopped
     assert raised == ["this stream was closed"]
+
+
+class Collecting(EchoWorkload):
+    """Closes its stream while it generates, as a garbage collection in its thread does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped, self.closed = threading.Event(), threading.Event()
+        self.stream: Any = None
+
+    def extend(self, state: Lines, hits: Hits, progress: Progress) -> Lines:
+        progress.report(state)
+        self.dropped.wait(10.0)
+        self.stream.close()
+        self.closed.set()
+        return super().extend(state, hits, progress)
+
+
+def test_a_stream_is_collected_in_the_thread_that_generates_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which does not wait for itself."""
+    monkeypatch.setattr(threads, "GRACE_S", 12.0)
+    workload = Collecting()
+    with Engine(workload, WordRetriever(TEXTS), Settings(speculate=False)) as engine:
+        workload.stream = engine.events(PROMPT)
+        next(workload.stream)
+        workload.dropped.set()
+
+        assert workload.closed.wait(6.0)
 
 
 class Unreleasable(EchoWorkload):
@@ -348,6 +403,45 @@ def test_a_stream_is_dropped_while_its_loop_stands() -> None:
         assert workload.ended
         assert workload.released == 1
         loop.run_until_complete(engine.close())
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_request_is_collected_with_its_task(
+    closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing can be awaited any more: it ends at once, or when its loop runs again."""
+    ignored: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    loop = asyncio.new_event_loop()
+    try:
+        workload = Waiting()
+        engine = AsyncEngine(workload, WordRetriever(TEXTS), Settings(switch_interval_s=0.001))
+        before_s = sys.getswitchinterval()
+        run: Any = engine.run(PROMPT)
+        task: Any = loop.create_task(run)
+        task._log_destroy_pending = False
+        loop.run_until_complete(workload.began.wait())
+        if closed:
+            for one in asyncio.all_tasks(loop):
+                one._log_destroy_pending = False  # type: ignore[attr-defined]
+            loop.close()
+        with contextlib.suppress(RuntimeError):  # of the queue, whose loop is closed
+            run.close()
+        assert sys.getswitchinterval() == pytest.approx(before_s)
+        assert workload.progress is not None
+        assert workload.progress.cancelled
+
+        if not closed:
+            task.cancel()
+            with contextlib.suppress(RuntimeError):  # the coroutine of this task was closed
+                loop.run_until_complete(task)
+            loop.run_until_complete(asyncio.sleep(0.05))
+            assert workload.ended
+            loop.run_until_complete(engine.close())
+        assert workload.released == 1
+        assert ignored == []
     finally:
         loop.close()
 

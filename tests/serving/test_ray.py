@@ -19,12 +19,19 @@ import pytest
 pytest.importorskip("ray")
 pytest.importorskip("fastapi")
 
-from ralmspec_plugins import AsyncEngine, Settings, SharedPassageCache
+from ralmspec_plugins import (
+    AsyncEngine,
+    FixedStride,
+    QueryCache,
+    Settings,
+    SharedPassageCache,
+)
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Retriever
 from ralmspec_plugins.serving import Limits
 from ralmspec_plugins.testing import WordRetriever
 from tests.serving import parts
+from tests.serving import test_tenants as canaries
 from tests.serving.parts import (
     ADMIN_KEY,
     USER_KEY,
@@ -37,6 +44,7 @@ from tests.serving.parts import (
     right,
 )
 from tests.serving.test_connections import connect, leave
+from tests.serving.test_tenants import Recorded
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 PROMPT = "whale fox swan whale parrot fox oak"
@@ -91,6 +99,23 @@ def stuck_engine_of(store: Retriever) -> AsyncEngine:
     return AsyncEngine(AsyncPoem(stuck), store, Settings(speculate=False))
 
 
+def of_all(name: str, make: Any) -> Any:
+    """Return what all engines in a replica's process share."""
+    shared: dict[str, Any] = vars(sys).setdefault("ralmspec_shared", {})
+    return shared.setdefault(name, make())
+
+
+def shared_engine_of(store: Retriever) -> AsyncEngine:
+    """Answer with one pool and one query cache for all tenants; every prompt is noted."""
+    settings = Settings(
+        pool=of_all("pool", SharedPassageCache),
+        memo=of_all("memo", QueryCache),
+        prefetch=1,
+        schedule=FixedStride(stride=3),
+    )
+    return AsyncEngine(Recorded(lambda prompt: noted(f"prompt {prompt}")), store, settings)
+
+
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """The application on a cluster, with quick autoscaling."""
@@ -104,13 +129,18 @@ def url() -> Iterator[str]:
 
     from ralmspec_plugins.serving.ray import ClusterModel, application
 
-    for module in (parts, sys.modules[__name__]):
+    for module in (parts, canaries, sys.modules[__name__]):
         cloudpickle.register_pickle_by_value(module)
     models = {
         "poems": ClusterModel(retriever=store_of, engine=engine_of),
         "slow": ClusterModel(retriever=store_of, engine=slow_engine_of),
         "stuck": ClusterModel(retriever=store_of, engine=stuck_engine_of),
         "tenants": ClusterModel(retriever=store_of, engine=engine_of, tenants=frozenset(TENANTS)),
+        "shared": ClusterModel(
+            retriever=canaries.store_of,
+            engine=shared_engine_of,
+            tenants=frozenset(canaries.TENANTS),
+        ),
     }
     quick = {"upscale_delay_s": 1, "downscale_delay_s": 2, "target_ongoing_requests": 4}
     ray.init(
@@ -126,7 +156,7 @@ def url() -> Iterator[str]:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         made = application(
             models,
-            keys=keys("ann", "bob"),
+            keys=keys(*TENANTS, *canaries.TENANTS),
             limits=Limits(waiting=1000),
             engines={
                 "autoscaling_config": {"min_replicas": 1, "max_replicas": 3, **quick},
@@ -209,6 +239,24 @@ async def test_tenants_never_meet(url: str) -> None:
     for tenant, answer in zip(tenants, answers, strict=True):
         assert answer.count(f"whale of {tenant} ") == 3
     assert len(set(answers)) == 2
+
+
+async def test_no_prompt_has_anything_of_another_tenant(url: str) -> None:
+    """Though the engines of a replica share caches; also no prompt of a dropped call."""
+    limits = httpx.Limits(max_connections=None)
+    settings: dict[str, Any] = {"timeout": 300, "trust_env": False, "limits": limits}
+    async with httpx.AsyncClient(**settings, headers=bearer(USER_KEY)) as client:
+        answers = await canaries.asked(client.post, f"{url}/chat/completions", "shared")
+        text = (
+            await client.get(f"{url.removesuffix('/v1')}/metrics", headers=bearer(ADMIN_KEY))
+        ).text
+    prompts = [line.removeprefix("prompt ") for line in lines() if line.startswith("prompt ")]
+
+    assert [expected for expected, _ in answers] == [actual for _, actual in answers]
+    canaries.check_prompts(prompts)
+    counts = canaries.counts_in(text, "shared")
+    assert counts["accepted"] > 0, "no guess was used"
+    assert counts["wasted_segments"] > 0, "no call was dropped"
 
 
 async def test_a_client_that_leaves_stops_its_work(url: str) -> None:

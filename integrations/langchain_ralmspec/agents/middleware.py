@@ -233,7 +233,7 @@ class SpeculativeTools(AgentMiddleware[Any, Any]):
             handover_s=handover_s,
         )
         self._session = AgentSession(limits)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection may end a run under the lock
         self._runs: OrderedDict[Hashable, AgentRun] = OrderedDict()
         self._effects: OrderedDict[int, tuple[Any, SideEffects]] = OrderedDict()
         self._commanding: set[str] = set()  # names of tools that have returned a `Command`

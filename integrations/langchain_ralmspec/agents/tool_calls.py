@@ -1,7 +1,7 @@
 """The calls of an agent's tools: which may be speculative, how they are guessed and replayed."""
 
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import wraps
@@ -164,45 +164,82 @@ def _same(early: ToolCallResult, tool: BaseTool, asked: Any) -> bool:
         return False
 
 
+class _Replay:
+    """The result of a speculative call, for the first call of its tool by the host."""
+
+    def __init__(
+        self,
+        tool: BaseTool,
+        early: Recording,
+        fits: Callable[[ToolCallResult], bool],
+        counters: AgentCounters,
+    ) -> None:
+        self._tool = tool
+        self._early = early
+        self._fits = fits
+        self._counters = counters
+        self._used = False
+
+    async def aresult(self, asked: Any) -> ToolCallResult | None:
+        """Wait for the result, `None` if there is none of a call with these arguments."""
+        if self._used:
+            return None
+        self._used = True
+        with suppress(Exception):  # the host's own call raises the tool's own error
+            async with aclosing(self._early.aread()) as results:
+                async for result in results:
+                    if self._takes(result, asked):
+                        return result
+        self._counters.add(tools_dropped=1)
+        return None
+
+    def result(self, asked: Any) -> ToolCallResult | None:
+        """Wait for the result in this thread."""
+        if self._used:
+            return None
+        self._used = True
+        with suppress(Exception):
+            for result in self._early.read():
+                if self._takes(result, asked):
+                    return result
+        self._counters.add(tools_dropped=1)
+        return None
+
+    def _takes(self, result: ToolCallResult, asked: Any) -> bool:
+        if not (_same(result, self._tool, asked) and self._fits(result)):
+            return False
+        result.runs.write_again()
+        self._counters.add(tools_committed=1)
+        return True
+
+
 def replaying(
     tool: BaseTool,
     early: Recording,
     fits: Callable[[ToolCallResult], bool],
     counters: AgentCounters,
 ) -> BaseTool:
-    """Return a copy of a tool that waits for a speculative call and returns its result.
+    """Return a copy of a tool that waits for a speculative call and returns its result, once.
 
     If that call fails, does not fit, or a middleware changes the tool or the arguments, the tool
-    itself is called.
+    itself is called; also where a middleware calls it again, such as until it likes the result.
     """
     replay = copy(tool)
     original: Any = tool
     early.committed = True
+    once = _Replay(tool, early, fits, counters)
 
     async def arun(*args: Any, **kwargs: Any) -> Any:
-        try:
-            async with aclosing(early.aread()) as results:
-                async for result in results:
-                    if _same(result, tool, _asked(args, kwargs)) and fits(result):
-                        result.runs.write_again()
-                        counters.add(tools_committed=1)
-                        return result.returned
-        except Exception:  # noqa: BLE001, S110 the call below raises the tool's own error
-            pass
-        counters.add(tools_dropped=1)
-        return await original._arun(*args, **kwargs)  # noqa: SLF001
+        result = await once.aresult(_asked(args, kwargs))
+        if result is None:
+            return await original._arun(*args, **kwargs)  # noqa: SLF001
+        return result.returned
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            for result in early.read():
-                if _same(result, tool, _asked(args, kwargs)) and fits(result):
-                    result.runs.write_again()
-                    counters.add(tools_committed=1)
-                    return result.returned
-        except Exception:  # noqa: BLE001, S110
-            pass
-        counters.add(tools_dropped=1)
-        return original._run(*args, **kwargs)  # noqa: SLF001
+        result = once.result(_asked(args, kwargs))
+        if result is None:
+            return original._run(*args, **kwargs)  # noqa: SLF001
+        return result.returned
 
     _replace(replay, arun, run)
     return replay

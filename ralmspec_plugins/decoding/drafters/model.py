@@ -85,7 +85,7 @@ class ModelDrafter:
         self._followers = Followers(breadth)
         self._own_pass_s: float | None = None
         self._requests: OrderedDict[Hashable, list[_Reading]] = OrderedDict()  # oldest use first
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # garbage collection may call `release` under the lock
 
     @classmethod
     def from_pretrained(

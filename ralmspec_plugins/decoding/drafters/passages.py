@@ -69,7 +69,7 @@ class PassageDrafter:
         self._most = requests
         self._encode: Callable[[Passage], tuple[int, ...]] | None = None
         self._requests: OrderedDict[Hashable, _Shelf] = OrderedDict()  # oldest use first
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # garbage collection may call `release` under the lock
 
     def bind(self, target: DraftTarget) -> None:
         """Set how passages are encoded to the model's tokens."""

@@ -52,7 +52,7 @@ class SuffixDrafter:
         self.least_match = least_match
         self._most = requests
         self._requests: OrderedDict[Hashable, list[_Copied]] = OrderedDict()  # oldest use first
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # garbage collection may call `release` under the lock
 
     def propose(self, context: DraftContext, budget: int) -> TokenTree:
         """Return at most `budget` tokens that followed earlier occurrences of the text's end."""

@@ -29,7 +29,7 @@ from ralmspec_plugins import QueryCache
 from ralmspec_plugins.errors import ConfigError
 from tests.brain import Brain
 from tests.langchain.agents.parts import FakeModel, Listener, Toolbox, Trace, config_of, turns
-from tests.langchain.agents.twins import twins
+from tests.langchain.agents.twins import invoked, twins
 from tests.langchain.agents.worlds import Prompting, Renaming
 
 ASKED = {"messages": [("user", "What about foxes?")]}
@@ -635,3 +635,51 @@ async def test_a_tool_call_that_a_middleware_changes_is_another_one() -> None:
     assert results[0][0] == results[1][0]
     assert ("search", "wolf") in results[0][1]
     assert results[0][1] <= results[1][1]
+
+
+class Polls(AgentMiddleware[Any, Any]):
+    """Calls a tool again while it is not ready, a few times."""
+
+    def wrap_tool_call(self, request: Any, handler: Any) -> Any:
+        for _ in range(4):
+            result = handler(request)
+            if result.content != "not yet":
+                break
+        return result
+
+    async def awrap_tool_call(self, request: Any, handler: Any) -> Any:
+        for _ in range(4):
+            result = await handler(request)
+            if result.content != "not yet":
+                break
+        return result
+
+
+async def in_a_thread(agent: Any) -> Any:
+    """Run an agent synchronously."""
+    return await asyncio.to_thread(agent.invoke, ASKED)
+
+
+@pytest.mark.parametrize("run", [invoked, in_a_thread])
+async def test_a_tool_that_the_host_calls_again_is_called_again(run: Any) -> None:
+    """The result of the call ahead is the first one, and not all of them."""
+
+    def polled(box: Toolbox) -> list[Any]:
+        def answer(q: str) -> str:
+            return "not yet" if box.log.count(("search", q)) == 1 else f"facts about {q}"
+
+        return [box._tool("search", answer)]
+
+    both = await twins(
+        lambda: FakeModel(brain=Brain(seed=2, hops=4), turns=1),
+        tools=polled,
+        run=run,
+        behind=lambda: [Polls()],
+        depth=3,
+        read_only=["search"],
+        max_wasted_calls=None,
+    )
+
+    assert both.plain == both.ahead
+    assert "not yet" not in repr(both.plain)
+    assert both.stats.tools_committed >= 1
