@@ -14,7 +14,8 @@ PAGE = '<body style="margin:0"><div style="{box}"><article style="width:{wide}px
 def tool() -> ModuleType:
     """Return the module, which is no part of a package."""
     spec = importlib.util.spec_from_file_location("check_site", TOOL)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
