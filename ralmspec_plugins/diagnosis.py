@@ -41,13 +41,19 @@ class Bounds:
         """Return the bounds of a request that was answered by the plain loop, also behind a host.
 
         Raises:
-            InputError: Nothing was searched, or something was speculative.
+            InputError: Nothing was searched, something was speculative, or no times were measured,
+                as by `plain()`.
         """
         work = [span for span in stats.timeline if span.kind != "search"]
         if not stats.searches or not stats.segments or any(span.ahead for span in work):
             raise InputError(
                 "these statistics are not those of a plain request with a search; "
                 "answer it with speculate=False, and without a memo"
+            )
+        if not work:
+            raise InputError(
+                "these statistics have no times, as those of plain() have none; "
+                "answer the request by an engine with speculate=False"
             )
         step_s = sum(span.ended_s - span.started_s for span in work) / stats.segments
         return cls(stats.segments, step_s, stats.search_s / stats.searches)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import inspect
 import re
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -158,6 +159,34 @@ def test_the_table_of_settings_is_the_code() -> None:
         else:
             shown = "Continuous()" if field.name == "schedule" else repr(default)
             assert named[field.name] == f"`{shown}`"
+
+
+def test_the_table_of_schedules_is_the_code() -> None:
+    """docs/schedules.md has each field of each schedule, in order, with its default."""
+    page = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:`\w+`)? ?\| `(\w+)` \| `(.+?)` \|", page, re.MULTILINE)
+    expected = [
+        (field.name, repr(getattr(schedule, field.name)))
+        for schedule in (Continuous(), OptimalStride(), FixedStride())
+        for field in dataclasses.fields(schedule)
+    ]
+
+    assert expected == rows
+
+
+def test_the_table_of_extras_is_the_package_s() -> None:
+    """docs/install.md has each extra of pyproject.toml; `all` has the others but those it names."""
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`[^|]+) \|", page.partition("## ")[0], re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    [everything] = extras["all"]
+    [left_out] = re.findall(r"^\| `all` \| all but (.+?) \|", page, re.MULTILINE)
+
+    assert sorted(extras) == sorted(re.findall(r"`([\w-]+)`", " ".join(cells)))
+    assert set(extras) - {"all", *re.findall(r"`([\w-]+)`", left_out)} == set(
+        everything.partition("[")[2].rstrip("]").split(",")
+    )
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

@@ -21,7 +21,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, cast
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 # What readers look for, and a page that must be among what the search shows.
 SEARCHES: Final = {
@@ -34,17 +34,27 @@ SEARCHES: Final = {
     "cite": "citation.html",
 }
 PAGES: Final = ("index.html", "langchain.html", "api/ralmspec_plugins.html", "pictures.html")
-WIDTHS: Final = (1280, 400)  # of a screen, and of a telephone
+WIDTHS: Final = (1280, 375)  # of a screen, and of a telephone
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
-_FRAME: Final = """<iframe src="{}" width={} height=1000 style="border:0"
-onload="loaded(this)"></iframe>"""
-_FRAMES: Final = """<body style="margin:0"><script>
-function loaded(frame) {{
-  frame.contentDocument.body.dataset.theme = "{theme}";
-  const frames = [...document.querySelectorAll("iframe")];
-  const pages = frames.map(one => one.contentDocument?.documentElement);
-  document.title = "widths " + pages.map(page => page?.scrollWidth ?? 0);
-}}</script>{frames}</body>"""
+_AT_ONCE: Final = 25  # pages in one run of the browser
+# Shows the pages one after the other in a frame. On a narrow screen the theme has the text scroll
+# sideways in a box of its own, and the page stays as narrow as the frame: both are measured.
+_FRAME: Final = """<body style="margin:0">
+<iframe width={width} height=1000 style="border:0"></iframe><script>
+const pages = {pages}, wide = [], frame = document.querySelector("iframe");
+frame.onload = () => {{
+  const page = frame.contentDocument;
+  page.body.dataset.theme = "{theme}";
+  let widest = page.documentElement.scrollWidth;
+  for (let box = page.querySelector("article"); box; box = box.parentElement)
+    if (frame.contentWindow.getComputedStyle(box).overflowX != "visible")
+      widest = Math.max(widest, {width} + box.scrollWidth - box.clientWidth);
+  wide.push(widest);
+  if (wide.length < pages.length) frame.src = pages[wide.length];
+  else document.title = "widths " + wide;
+}};
+frame.src = pages[0];
+</script></body>"""
 
 
 class Page(HTMLParser):
@@ -102,20 +112,20 @@ def unindexed(site: Path) -> list[str]:
 
 
 class Served(SimpleHTTPRequestHandler):
-    """Serves the site, and under /frames pages of it in frames of some width."""
+    """Serves the site, and under /frame pages of it in a frame of some width."""
 
     def do_GET(self) -> None:
-        """Answer with a file, or with the frames."""
+        """Answer with a file, or with the frame."""
         parts = urlsplit(self.path)
-        if parts.path != "/frames":
+        if parts.path != "/frame":
             super().do_GET()
             return
-        theme, *framed = unquote(parts.query).split(",")
-        frames = "".join(_FRAME.format(*one.split(":")) for one in framed)
+        given = parse_qs(parts.query)
+        [width], [theme], pages = given["width"], given["theme"], json.dumps(given["page"])
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.end_headers()
-        self.wfile.write(_FRAMES.format(frames=frames, theme=theme).encode())
+        self.wfile.write(_FRAME.format(width=int(width), theme=theme, pages=pages).encode())
 
     def log_message(self, *_: Any) -> None:
         """Write nothing."""
@@ -163,36 +173,37 @@ class Browser:
                 return [html.unescape(link) for link in links]
         return []
 
-    def widths(self, framed: Sequence[tuple[str, int]]) -> list[int]:
-        """Return the width of each page's content in a frame of its width."""
-        shown = self._run(_address(framed, "light"), "--dump-dom")
-        found = re.search(r"<title>widths ([\d,]+)</title>", shown)
-        return [int(one or 0) for one in found[1].split(",")] if found else []
+    def widths(self, pages: Sequence[str], width: int) -> list[int]:
+        """Return the width of each page's content in a frame of this width."""
+        found: list[int] = []
+        for start in range(0, len(pages), _AT_ONCE):
+            some = pages[start : start + _AT_ONCE]
+            shown = self._run(_address(some, width, "light"), "--dump-dom")
+            title = re.search(r"<title>widths ([\d,]+)</title>", shown)
+            found += map(int, title[1].split(",")) if title else [0] * len(some)
+        return found
 
     def picture(self, page: str, width: int, theme: str, file: Path) -> None:
         """Take a picture of a page."""
         options = (f"--window-size={max(500, width)},1000", f"--screenshot={file}")
-        self._run(_address([(page, width)], theme), *options)
+        self._run(_address([page], width, theme), *options)
 
 
-def _address(framed: Sequence[tuple[str, int]], theme: str) -> str:
-    return ",".join([f"frames?{theme}", *(f"{page}:{width}" for page, width in framed)])
+def _address(pages: Sequence[str], width: int, theme: str) -> str:
+    return f"frame?{urlencode({'width': width, 'theme': theme, 'page': pages}, doseq=True)}"
 
 
-def browser_faults(browser: Browser) -> list[str]:
+def browser_faults(browser: Browser, pages: Sequence[str]) -> list[str]:
     """Return what the search page does not find, and the pages that scroll sideways."""
     faults = []
     for search, page in SEARCHES.items():
         shown = browser.results(search)
         if not any(urlsplit(link).path.endswith(page) for link in shown):
             faults.append(f"the search page shows {shown[:5]} for {search!r}, and not {page}")
-    framed = list(product((*PAGES, "search.html"), WIDTHS))
-    widths = browser.widths(framed)
-    if len(widths) != len(framed):
-        faults.append(f"the browser shows {len(widths)} of {len(framed)} pages in frames")
-    for (page, width), wide in zip(framed, widths, strict=False):
-        if not 0 < wide <= width:
-            faults.append(f"{page} is {wide} pixels wide in a window of {width}")
+    for width in WIDTHS:
+        for page, wide in zip(pages, browser.widths(pages, width), strict=True):
+            if not 0 < wide <= width:
+                faults.append(f"{page} is {wide} pixels wide in a window of {width}")
     return faults
 
 
@@ -210,7 +221,8 @@ def main() -> int:
     else:
         with served(site) as address:
             browser = Browser(program, address)
-            faults += browser_faults(browser)
+            pages = sorted(one.relative_to(site).as_posix() for one in site.rglob("*.html"))
+            faults += browser_faults(browser, pages)
             if given.pictures:
                 given.pictures.mkdir(parents=True, exist_ok=True)
                 for page, width, theme in product(PAGES, WIDTHS, ("light", "dark")):

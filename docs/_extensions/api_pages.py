@@ -230,7 +230,7 @@ def _signature(parameters: Iterable[Any]) -> str:
         if one.annotation is not None:
             text += f": {_one_line(one.annotation)}"
         if one.default is not None and not stars:
-            text += f" = {_one_line(one.default)}"
+            text += f" = {_value(one.default)}"
         written.append(text)
     return f"({', '.join(written)})"
 
@@ -285,15 +285,27 @@ def _default(value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, griffe.ExprCall) or str(value.function).lower() != "field":
-        return _one_line(value)
+        return _value(value)
     given = {
-        one.name: _one_line(one.value)
+        one.name: _value(one.value)
         for one in value.arguments
         if isinstance(one, griffe.ExprKeyword)
     }
     if "default_factory" in given:
         return f"{given['default_factory']}()"
     return given.get("default", "")
+
+
+def _value(expression: Any) -> str:
+    """Return a default as the source has it; in place of a constant's name its literal value."""
+    if isinstance(expression, griffe.ExprName):
+        try:
+            named = expression.parent.modules_collection[expression.canonical_path]
+        except KeyError:
+            return _one_line(expression)  # of another package
+        if named.is_attribute and isinstance(named.value, str):
+            return named.value
+    return _one_line(expression)
 
 
 def _one_line(expression: Any) -> str:
