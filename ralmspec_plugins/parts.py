@@ -38,6 +38,7 @@ class Parts:
         self.inline_query: bool = workload.inline_query
         self.inline_encode: bool = getattr(self.retriever, "inline_encode", False)
         self.encode_lanes = _lanes(self.retriever)
+        self.retrieves_once = bool(getattr(workload, "retrieves_once", False))
         self._query = _QueryMethod(_offered(workload, "query"))
         self._extend = _ExtendMethod(_offered(workload, "extend"))
         self.start = _offered(workload, "start")

@@ -123,6 +123,9 @@ class Session:
             _log.warning("%r is not pure: its requests are answered without speculation", retriever)
             self.speculate, self._told = False, True
             self.unguessed = "the retriever is not pure"
+        elif self.parts.retrieves_once and not self._shares:
+            self.speculate = False
+            self.unguessed = "a request that retrieves once has nothing of its own to guess from"
         self.wide = retriever if self.speculate and isinstance(retriever, WideRetriever) else None
         awide = self.speculate and hasattr(retriever, "asearch_wide")
         self._awide = retriever if awide else None

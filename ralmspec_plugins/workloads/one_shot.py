@@ -41,6 +41,11 @@ class OneShot(DraftWorkload[OneShotState[DraftT], DraftT], Generic[DraftT]):
         super().__init__(lm)
         self._query = query if query is not None else _prompt
 
+    @property
+    def retrieves_once(self) -> bool:
+        """Whether a request has one query at most, as it has unless a subclass forms others."""
+        return type(self).query is OneShot.query
+
     def start(self, request: Request) -> OneShotState[DraftT]:
         """Return the state of the tokenized prompt."""
         return OneShotState(request, self.lm.begin(request))
