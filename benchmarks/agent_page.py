@@ -140,7 +140,7 @@ def _crowds(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     first = rows[0]
-    runs = len(first["rows"]["plain"])
+    runs = max(map(len, first["rows"].values()), default=0)
     lines = [
         f"## {first['agents']} agents at once\n",
         f"Tool {first['tool_s']} s, model {first['reply_s']} s, {first['calls']} calls.",

@@ -128,7 +128,9 @@ class CacheStore:
             self._entries[name] = (entry, nbytes)
             self._nbytes += nbytes
             while self._nbytes > self.budget_bytes:
-                self._remove(next(iter(self._entries), None))
+                oldest = next(iter(self._entries), None)
+                if oldest is not None:
+                    self._remove(oldest)
 
     def release(self, owner: int) -> None:
         """Remove all lineages of a request."""
@@ -149,7 +151,7 @@ class CacheStore:
             assert self._nbytes == sum(nbytes for _, nbytes in self._entries.values())
             assert self._nbytes <= self.budget_bytes
 
-    def _remove(self, name: Name | None) -> Sized | None:
+    def _remove(self, name: Name) -> Sized | None:
         entry, nbytes = self._entries.pop(name, (None, 0))
         self._nbytes -= nbytes
         return entry

@@ -1,10 +1,12 @@
 """The application on uvicorn: a socket, signals, and an end that loses no answer."""
 
 import asyncio
+import gc
 import ipaddress
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ClassVar, Final
 
@@ -19,6 +21,7 @@ LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 _CONNECTIONS: Final = 2048  # open at the same time, idle ones included
 # Longer than clients and proxies keep an idle connection: they would send into one that closes.
 _KEEP_ALIVE_S: Final = 75
+_THRESHOLDS: Final = (10_000, 20, 50)  # of the garbage collector; Python's are 700, 10 and 10
 
 
 def is_loopback(host: str) -> bool:
@@ -101,10 +104,29 @@ def run(
     # uvicorn raises the signal again when all has ended, which would end the process by it.
     before = signal.signal(signal.SIGTERM, _ended_by_server)
     try:
-        asyncio.run(_Server(config, app.state.admission).serve(sockets=[listening]))
+        with short_collections():
+            asyncio.run(_Server(config, app.state.admission).serve(sockets=[listening]))
     finally:
         signal.signal(signal.SIGTERM, before)
         listening.close()
+
+
+@contextmanager
+def short_collections() -> Iterator[None]:
+    """Keep what is there now out of Python's garbage collections, and make these rarer.
+
+    One over all objects of a server blocks its event loop for a tenth of a second.
+    """
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        if not frozen:  # by other code
+            gc.unfreeze()
 
 
 class _Connection(H11Protocol):  # of uvicorn's the one that has a limit of headers

@@ -84,7 +84,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     grid = [Setting(host, 0.05, 0.05, right, 2) for host in benchmark.HOSTS for right in (0.0, 0.9)]
     rows: list[Any] = [{"kind": "surroundings", **benchmark.surroundings()}]
     rows += [{**row(), **asdict(one)} for one in grid]
-    crowd = {"kind": "crowd", "date": "E", "commit": "F", "agents": 5, "rows": {"plain": []}}
+    crowd = {"kind": "crowd", "date": "E", "commit": "F", "agents": 5, "rows": {}}
     rows += [{**row(), **crowd, "host": host} for host in ("a", *benchmark.HOSTS)]
     out.write_text("".join(json.dumps(one) + "\n" for one in rows))
     before = out.read_text()

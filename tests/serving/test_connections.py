@@ -1,6 +1,7 @@
 """Connections: clients that leave, that are slow, and that are many."""
 
 import asyncio
+import gc
 import json
 import threading
 from contextlib import suppress
@@ -12,6 +13,7 @@ import pytest
 
 from ralmspec_plugins import AsyncEngine, Engine, Settings, Verifier
 from ralmspec_plugins.serving import Limits, create_app
+from ralmspec_plugins.serving.server import short_collections
 from tests.serving.parts import (
     CHAT,
     AsyncPoem,
@@ -209,3 +211,22 @@ async def test_a_client_that_reads_nothing_is_given_up() -> None:
         await leave(writer)
 
     assert reply.json()["choices"][0]["message"]["content"] == right("fox").text
+
+
+def test_a_server_leaves_the_garbage_collector_as_it_was() -> None:
+    """While it serves, collections are rarer, and what was there before is in none of them."""
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    gc.unfreeze()
+    try:
+        with short_collections():
+            assert gc.get_threshold() > before
+            assert gc.get_freeze_count() > 1000
+        assert (before, 0) == (gc.get_threshold(), gc.get_freeze_count())
+
+        gc.freeze()
+        with short_collections():
+            pass
+        assert gc.get_freeze_count() > 1000
+    finally:
+        if not frozen:
+            gc.unfreeze()

@@ -185,6 +185,7 @@ class _Replay:
         if self._used:
             return None
         self._used = True
+        result: ToolCallResult
         with suppress(Exception):  # the host's own call raises the tool's own error
             async with aclosing(self._early.aread()) as results:
                 async for result in results:
@@ -198,6 +199,7 @@ class _Replay:
         if self._used:
             return None
         self._used = True
+        result: ToolCallResult
         with suppress(Exception):
             for result in self._early.read():
                 if self._takes(result, asked):
