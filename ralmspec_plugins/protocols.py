@@ -127,7 +127,9 @@ class Workload(Protocol[StateT]):
     `agree(state, guess, hits)` returns whether a guess is equivalent to the real hits for
     all that `extend` reads, and `lossy` is true if it may accept one that is not;
     `side_by_side` is true if a segment that is no longer
-    needed may finish in parallel with the next one, as a call to a server may.
+    needed may finish in parallel with the next one, as a call to a server may;
+    `retrieves_once` is true if no request has more than one query: without shared caches it is
+    answered plainly, since there is nothing to guess from.
     """
 
     inline_query: bool

@@ -1,13 +1,17 @@
 """One-shot RAG: it asks once and writes the whole answer, reporting as it goes."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
-from ralmspec_plugins import workloads
+from ralmspec_plugins import Engine, Settings, SharedPassageCache, workloads
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.speculators import PassageCache, QueryCache
 from ralmspec_plugins.testing import WordRetriever
-from ralmspec_plugins.types import Hit, Passage, Request
+from ralmspec_plugins.types import Hit, Hits, Passage, Query, Request
 from ralmspec_plugins.workloads import OneShot
 from tests.workloads.scripted import ScriptedLM
 
@@ -81,3 +85,67 @@ def test_keys_tell_before_from_after() -> None:
     assert workload.query_key(begun) == workload.query_key(workload.start(REQUEST))
     assert workload.query_key(begun) != workload.query_key(done)
     assert workload.extend_key(begun, HITS) == (REQUEST, ("write", (), ("p",), 9))
+
+
+class Counting(WordRetriever):
+    """Notes how many hits each search was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(["what is one", "one two", "what is"], 1)
+        self.widths: list[int] = []
+
+    def search_wide(self, queries: Sequence[Query], width: int) -> list[Hits]:
+        self.widths.append(width)
+        return super().search_wide(queries, width)
+
+
+def test_without_shared_caches_there_is_nothing_to_guess_from() -> None:
+    """It is answered plainly, says why, and asks for no more hits than it needs."""
+    retriever = Counting()
+    with Engine(OneShot(ScriptedLM("one two three")), retriever) as engine:
+        answers = [engine.run(REQUEST) for _ in range(2)]
+
+    assert answers == [plain(OneShot(ScriptedLM("one two three")), Counting(), REQUEST)] * 2
+    assert retriever.widths == [1, 1]
+    assert "retrieves once" in str(answers[0].stats.unguessed)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(pool=SharedPassageCache()),
+        Settings(memo=QueryCache()),
+        Settings(speculators=lambda: [PassageCache(Counting())]),
+    ],
+    ids=["pool", "memo", "speculators"],
+)
+def test_with_shared_caches_it_speculates(settings: Settings) -> None:
+    """A second request knows, or guesses, what the first has found."""
+    retriever = Counting()
+    with Engine(OneShot(ScriptedLM("one two three")), retriever, settings) as engine:
+        answers = [engine.run(REQUEST) for _ in range(2)]
+
+    assert answers == [plain(OneShot(ScriptedLM("one two three")), Counting(), REQUEST)] * 2
+    assert retriever.widths[0] > 1
+    assert all("retrieves once" not in str(answer.stats.unguessed) for answer in answers)
+
+
+def test_a_batch_shares_its_cache() -> None:
+    """So its requests speculate."""
+    retriever = Counting()
+    with Engine(OneShot(ScriptedLM("one two three")), retriever) as engine:
+        answers = engine.batch([REQUEST] * 3)
+
+    assert answers == [plain(OneShot(ScriptedLM("one two three")), Counting(), REQUEST)] * 3
+    assert max(retriever.widths) > 1
+
+
+def test_a_subclass_with_queries_of_its_own_may_retrieve_again() -> None:
+    """Only the workload's own query is known to be formed once."""
+
+    class Twice(OneShot[str]):
+        def query(self, state: Any) -> Any:
+            return super().query(state)
+
+    assert OneShot(ScriptedLM("one")).retrieves_once
+    assert not Twice(ScriptedLM("one")).retrieves_once
