@@ -1,5 +1,6 @@
 """A workload that asks for the number of each step, and guessers that are right at some steps."""
 
+import zlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,7 +12,11 @@ Numbers: TypeAlias = tuple[str, ...]
 
 
 class Numbering:
-    """Asks for the number of each step, and writes what it is given."""
+    """Asks for the number of each step, and writes what it is given.
+
+    With its number a query has a digest of all that was written, so that one behind a wrong guess
+    is another query, as in a real text.
+    """
 
     inline_query = True
     reads_scores = False
@@ -25,8 +30,10 @@ class Numbering:
         return ()
 
     def query(self, state: Numbers) -> str | None:
-        """Return the number of the step."""
-        return str(len(state)) if len(state) < self._steps else None
+        """Return the number of the step, and a digest of the text."""
+        if len(state) >= self._steps:
+            return None
+        return f"{len(state)} {zlib.crc32(self.text(state).encode())}"
 
     def extend(self, state: Numbers, hits: Hits, progress: Progress) -> Numbers:
         """Append the passage's id."""
@@ -78,7 +85,7 @@ class Guesser:
 
     def guess(self, query: Query) -> Hits:
         """Return the passage, or another one."""
-        found = query.text if self.right(int(query.text)) else "another"
+        found = query.text if self.right(int(query.text.split()[0])) else "another"
         return (Hit(Passage(found, ""), None),)
 
     def learn(self, query: Query, hits: Hits) -> None:
