@@ -25,7 +25,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 nb_execution_mode = "off"
 
 html_theme = "furo"
-pygments_dark_style = "monokai"  # furo's own underlines the names of modules like links
+pygments_dark_style = "github-dark"  # furo's own underlines the names of modules like links
 html_title = "ralmspec-plugins"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
