@@ -7,8 +7,8 @@ neither the training nor a datastore. Seeds were fixed before any tuning.
 import keyword
 import re
 import sysconfig
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -25,6 +25,7 @@ _EVERY: Final = 5  # source file that is held out
 _LINES: Final = (8, 36)  # of a function that is taken
 _LEADS: Final = ("", "", "It is said that ", "The passage says: ", "As far as is known, ")
 _DEFINITION: Final = re.compile(r"^([ ]*)def (\w+)\(.*\n(?:\1[ ]+.*\n|[ ]*\n)+", re.MULTILINE)
+_SENTENCE_ENDS: Final = re.compile(r"(?<=[.!?]) +")
 _NAME: Final = re.compile(r"\b[a-z_]{4,}\b")
 
 
@@ -43,6 +44,11 @@ class Exercise:
         template = PassageTemplate()
         return "".join(map(template.show, self.passages)) + self.prompt + self.answer
 
+    @property
+    def sentence(self) -> str:
+        """What is missing of the sentence in which the prompt ends."""
+        return _SENTENCE_ENDS.split(self.answer.split("\n")[0].strip())[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:
@@ -60,6 +66,35 @@ class Sources:
         return {"docqa": _docqa, "extraction": _extraction, "in-domain QA": _about}[kind](
             article, dice
         )
+
+    def buried(self, kind: str, dice: Random, tokens: int, count: Callable[[str], int]) -> Exercise:
+        """Make an exercise whose passages stand somewhere in a long context of other articles.
+
+        Its prompt ends within a sentence of the passages, not in words of its own before it.
+
+        Args:
+            kind: but "code".
+            dice: choose article, place, and other articles.
+            tokens: of the context, at most; the exercise's own passages are there in any case.
+            count: returns the tokens of a text.
+        """
+        begun, own = "", list[str]()
+        while not begun or begun not in " ".join(own):
+            article = dice.choice(self.articles)
+            made = replace(self, articles=(article,)).exercise(kind, dice)
+            own = [one.text for one in made.passages]
+            begun = " ".join(made.prompt.split()[-3:])
+        others = [one for one in self.articles if one is not article]
+        room, around = tokens - count("\n\n".join(own)), list[str]()
+        for other in dice.sample(others, len(others)):
+            for passage in _passages(other, dice, len(other)):
+                room -= count("\n\n" + passage.text)
+                if room < 0:
+                    break
+                around.append(passage.text)
+        at = dice.randrange(len(around) + 1)
+        text = "\n\n".join([*around[:at], *own, *around[at:]])
+        return replace(made, passages=(Passage("context", text),))
 
     def plain(self, dice: Random, words: int) -> str:
         """Cut a piece of an article, or of a file."""
@@ -178,7 +213,7 @@ def _begun(text: str, words: int) -> tuple[str, str]:
 
 def _passages(article: str, dice: Random, count: int) -> tuple[Passage, ...]:
     """Cut neighbouring passages out of an article, each of whole sentences."""
-    told = re.split(r"(?<=[.!?]) +", article)
+    told = _SENTENCE_ENDS.split(article)
     start = dice.randrange(max(1, len(told) - 4 * count))
     made: list[Passage] = []
     held: list[str] = []
@@ -197,7 +232,7 @@ def _sentences(passages: Sequence[Passage]) -> list[str]:
     told = [
         one
         for passage in passages
-        for one in re.split(r"(?<=[.!?]) +", passage.text)
+        for one in _SENTENCE_ENDS.split(passage.text)
         if len(one.split()) >= 5
     ]
     return (told or [passages[0].text]) * (1 if len(told) >= 3 else 3)

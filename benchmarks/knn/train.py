@@ -6,7 +6,7 @@ A course that was stopped and gone on with ends with the weights of one that nev
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from ralmspec_plugins.retrieval.storage.files import write_whole
 _CHECKPOINT: Final = "course.safetensors"
 _MODEL, _FIRST, _SECOND = "model.", "first.", "second."  # of the checkpoint's names
 _PROGRESS: Final = "progress"
+Draw = Callable[[int], Mapping[str, Tensor]]  # returns the model's inputs of a step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,7 @@ def token_stream(texts: Sequence[str], tokenizer: Any) -> NDArray[np.int32]:
 
 def learn(
     model: Any,
-    stream: NDArray[np.int32],
+    texts: NDArray[np.int32] | Draw,
     course: Course,
     folder: Path,
     watch: Callable[[int, float], None] | None = None,
@@ -94,20 +95,17 @@ def learn(
 
     Args:
         model: a causal Hugging Face model, as it was drawn.
-        stream: the tokens of all texts.
+        texts: the tokens of all texts; or a function that returns a step's inputs, which depend
+            on the step alone. Without labels, all tokens are learned.
         course: how.
         folder: for the checkpoint; a course that was begun there is gone on with.
         watch: is shown each step and its loss.
         factor: of the rate, by the name of the weight.
 
     Raises:
-        ConfigError: another course was begun there, or the stream is shorter than a window.
+        ConfigError: another course was begun there, or there are less tokens than in a window.
     """
-    if len(stream) <= course.window:
-        raise ConfigError(
-            f"there are {len(stream)} tokens to learn from, and a window has {course.window}; "
-            "give more text"
-        )
+    draw = texts if callable(texts) else _windows(texts, course)
     optimizer = torch.optim.AdamW(
         [{"params": [one], "factor": factor(name)} for name, one in model.named_parameters()],
         lr=course.rate,
@@ -120,7 +118,7 @@ def learn(
         began_s = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = course.rate_at(step) * group["factor"]
-        learned.losses.append(_step(model, optimizer, _batch(stream, course, step), course))
+        learned.losses.append(_step(model, optimizer, draw(step), course))
         learned.seconds += time.perf_counter() - began_s
         if watch is not None:
             watch(step, learned.losses[-1])
@@ -147,17 +145,26 @@ def held_out_perplexity(model: Any, texts: Sequence[str], tokens: int, block: in
     return math.exp(-float(np.concatenate(parts).mean()))
 
 
-def _batch(stream: NDArray[np.int32], course: Course, step: int) -> Tensor:
-    """Cut a step's windows, [batch, window]; which ones depends on seed and step alone."""
-    dice = np.random.default_rng([course.seed, step])
-    starts = dice.integers(0, len(stream) - course.window, course.batch)
-    rows = [stream[start : start + course.window] for start in starts]
-    return torch.from_numpy(np.stack(rows).astype(np.int64))
+def _windows(stream: NDArray[np.int32], course: Course) -> Draw:
+    """Return what cuts a step's windows, [batch, window], by seed and step alone."""
+    if len(stream) <= course.window:
+        raise ConfigError(
+            f"there are {len(stream)} tokens to learn from, and a window has {course.window}; "
+            "give more text"
+        )
+
+    def draw(step: int) -> dict[str, Tensor]:
+        dice = np.random.default_rng([course.seed, step])
+        starts = dice.integers(0, len(stream) - course.window, course.batch)
+        rows = [stream[start : start + course.window] for start in starts]
+        return {"input_ids": torch.from_numpy(np.stack(rows).astype(np.int64))}
+
+    return draw
 
 
-def _step(model: Any, optimizer: Any, batch: Tensor, course: Course) -> float:
+def _step(model: Any, optimizer: Any, inputs: Mapping[str, Tensor], course: Course) -> float:
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=course.half):
-        loss = model(input_ids=batch, labels=batch).loss
+        loss = model(**{"labels": inputs["input_ids"], **inputs}).loss
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -21,6 +21,7 @@ REPORTS: Final = (
     "ablations/report.md",
     "decoding/report.md",
     "rapid/report.md",
+    "rapid/trained.md",
     "agents.md",
     "knn_lm.md",
     "simulated.md",

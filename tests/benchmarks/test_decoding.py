@@ -1,6 +1,6 @@
 """The benchmark of decoding: rows of every way, equal texts, and a report."""
 
-import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -14,7 +14,8 @@ from benchmarks.decoding import measure as measuring
 from benchmarks.decoding.ablations import acceptance, simulated
 from benchmarks.decoding.both import summary_of_both
 from benchmarks.decoding.cli import report
-from benchmarks.decoding.course import copying_model
+from benchmarks.decoding.copying import CopyingShape, copying_model
+from benchmarks.decoding.course import DRAFTER, TARGET
 from benchmarks.decoding.exercises import KINDS, sources
 from benchmarks.decoding.journal import Journal
 from benchmarks.decoding.measure import UnequalTextError, goals, makers, measure, summary
@@ -22,6 +23,7 @@ from benchmarks.decoding.tasks import mixed_tasks, text_tasks, world_corpus, wor
 from benchmarks.harness.inputs import load_model
 from benchmarks.harness.results import surroundings
 from ralmspec_plugins.errors import InputError
+from tests.benchmarks.articles import write_articles
 
 COPIED = ["corpus (REST)", "suffix + recycling + corpus"]  # with texts to copy from
 OURS = [
@@ -166,13 +168,7 @@ def test_goals_name_what_misses_them() -> None:
 
 def test_what_is_held_out_is_not_learned_from(tmp_path: Path) -> None:
     """No article, file or function is on both sides; the same dice make the same exercise."""
-    articles = [
-        {"title": f"{number}", "text": " ".join(_sentence(number, at) for at in range(60))}
-        for number in range(14)
-    ]
-    for name in ("wikipedia_articles.jsonl", "wikipedia_passages.jsonl"):
-        lines = [json.dumps({"id": "", **one}) for one in articles]
-        (tmp_path / name).write_text("\n".join(lines))
+    write_articles(tmp_path, 14)
     learned, held_out = sources(tmp_path)
 
     assert all((learned.articles, learned.files, held_out.articles, held_out.functions))
@@ -190,14 +186,10 @@ def test_what_is_held_out_is_not_learned_from(tmp_path: Path) -> None:
     assert 2 * [*KINDS, "no repetition"] == [task.kind for task in tasks]
 
 
-def _sentence(article: int, at: int) -> str:
-    return f"In place {at} of {article} the keeper counted {at + article} ships at night."
-
-
-@pytest.mark.parametrize("shape", [(2, 128, 4), (2, 384, 6)])
-def test_copying_heads_copy(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("shape", [DRAFTER, TARGET])
+def test_copying_heads_copy(shape: CopyingShape) -> None:
     """Before any training, drawn tokens that come twice are continued as the first time."""
-    model: Any = copying_model(*shape)
+    model: Any = copying_model(replace(shape, layers=2))
     once = torch.randint(1, 8000, (2, 60), generator=torch.Generator().manual_seed(3))
     twice = torch.cat([once, once], dim=1)
     with torch.no_grad():
