@@ -100,7 +100,7 @@ class SpeculatorCascade:
     @property
     def follows(self) -> bool:
         """Whether a speculator reads the hits of the step before."""
-        return any(self._after)
+        return any(one is not None for one in self._after)
 
     @property
     def held(self) -> bool:
