@@ -30,7 +30,8 @@ from ralmspec_plugins import (
     plain,
 )
 from ralmspec_plugins.effects import Completion, Work
-from ralmspec_plugins.engine.session import RequestContext, Session
+from ralmspec_plugins.engine.context import RequestContext
+from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.scheduling.schedules import Schedule
 

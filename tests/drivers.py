@@ -23,7 +23,8 @@ from ralmspec_plugins.effects import (
     Settled,
     Work,
 )
-from ralmspec_plugins.engine.session import RequestContext, Session
+from ralmspec_plugins.engine.context import RequestContext
+from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.parts import Parts
 from ralmspec_plugins.plain import plain

@@ -24,7 +24,7 @@ from ralmspec_plugins import (
     plain,
 )
 from ralmspec_plugins.effects import Notice
-from ralmspec_plugins.engine.session import RequestContext
+from ralmspec_plugins.engine.context import RequestContext
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress, Retriever
 from ralmspec_plugins.retrieval import HashingEncoder, open_retriever

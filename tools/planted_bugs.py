@@ -129,7 +129,7 @@ BUGS = (
     ),
     Bug(
         "an error of one query fails its whole batch",
-        "ralmspec_plugins/engine/session.py",
+        "ralmspec_plugins/engine/context.py",
         "if len(queries) == 1 or isinstance(error, Overloaded):",
         "if queries:",
         "tests/test_equality.py tests/engine/test_engines.py",
@@ -360,7 +360,7 @@ BUGS = (
     ),
     Bug(
         "a segment in the calling thread is not stopped",
-        "ralmspec_plugins/engine/session.py",
+        "ralmspec_plugins/engine/context.py",
         "        if (progress := self._in_caller) is not None:\n            progress.cancel()\n",
         "",
         "tests/engine/test_engine_ends.py",
@@ -497,14 +497,14 @@ BUGS = (
     ),
     Bug(
         "the text of a workload that settles nothing is never streamed",
-        "ralmspec_plugins/engine/session.py",
+        "ralmspec_plugins/engine/context.py",
         "if answer is None or len(answer.text) <= self._shown:",
         "if answer is None or not self._shown or len(answer.text) <= self._shown:",
         "tests/test_own_parts.py",
     ),
     Bug(
         "a state that comes after the end is not released",
-        "ralmspec_plugins/engine/session.py",
+        "ralmspec_plugins/engine/context.py",
         "        if self._closed:\n            self.session.workload.release(state)\n",
         "",
         "tests/engine/test_forming.py",
@@ -955,7 +955,7 @@ BUGS = (
     ),
     Bug(
         "an engine speculates though a provider asked for fewer calls",
-        "ralmspec_plugins/engine/session.py",
+        "ralmspec_plugins/engine/context.py",
         "                self.session.rate_limit.note(done.error)\n",
         "                pass\n",
         "tests/scheduling/test_rate_limit.py",

@@ -20,7 +20,8 @@ from ralmspec_plugins.effects import (
     Search,
     Work,
 )
-from ralmspec_plugins.engine.session import RequestContext, Session
+from ralmspec_plugins.engine.context import RequestContext
+from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.engine.simulation import Latencies
 from ralmspec_plugins.errors import Cancelled, ConfigError
 from ralmspec_plugins.protocols import Retriever, Workload

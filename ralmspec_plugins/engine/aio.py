@@ -25,12 +25,8 @@ from ralmspec_plugins.effects import (
 )
 from ralmspec_plugins.engine.base import DEFAULT_CONCURRENCY, GRACE_S, IDLE_S, BaseEngine, Executor
 from ralmspec_plugins.engine.batch import aanswer_all
-from ralmspec_plugins.engine.session import (
-    Raised,
-    RequestContext,
-    Session,
-    may_be_discarded,
-)
+from ralmspec_plugins.engine.context import Raised, RequestContext, may_be_discarded
+from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.engine.streams import (
     AsyncAnswerStream,
     AsyncCompletionQueue,

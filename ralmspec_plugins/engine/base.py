@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 from ralmspec_plugins.config import Settings
 from ralmspec_plugins.effects import Cancel, Extend, FormQuery, Need, Notice, Work
 from ralmspec_plugins.engine.batch import DEFAULT_CONCURRENCY, BatchSession, check_concurrency
-from ralmspec_plugins.engine.session import RequestContext, Session
+from ralmspec_plugins.engine.context import RequestContext
+from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.protocols import Retriever, Workload
 from ralmspec_plugins.types import Request, as_request

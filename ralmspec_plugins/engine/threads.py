@@ -27,7 +27,7 @@ from ralmspec_plugins.effects import (
 )
 from ralmspec_plugins.engine.base import DEFAULT_CONCURRENCY, GRACE_S, IDLE_S, BaseEngine, Executor
 from ralmspec_plugins.engine.batch import answer_all
-from ralmspec_plugins.engine.session import RequestContext
+from ralmspec_plugins.engine.context import RequestContext
 from ralmspec_plugins.engine.streams import AnswerStream, CompletionQueue, EventStream, Outcome
 from ralmspec_plugins.engine.switch_interval import thread_switch_interval
 from ralmspec_plugins.errors import Cancelled, Closed

@@ -9,7 +9,8 @@ import pytest
 
 from ralmspec_plugins import AsyncEngine, Engine, FixedStride, Settings
 from ralmspec_plugins.effects import Confirmed, Work
-from ralmspec_plugins.engine.session import RequestContext, Session
+from ralmspec_plugins.engine.context import RequestContext
+from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
 from ralmspec_plugins.types import Hits, Query, as_request
