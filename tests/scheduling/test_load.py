@@ -220,8 +220,8 @@ def test_where_a_store_computes_is_known_for_a_while() -> None:
     assert (before, store.computes_here) == (True, False)
 
 
-def test_searches_are_sampled() -> None:
-    """The clocks are not read for each of many short ones: that would take longer than they do."""
+def watched_clocks() -> tuple[Clocks, StoreTime, list[float]]:
+    """Return a store's clocks, the store, and when the clock of its threads was read."""
     clocks = Clocks()
     read: list[float] = []
 
@@ -229,7 +229,12 @@ def test_searches_are_sampled() -> None:
         read.append(clocks.now_s)
         return clocks.computed_s
 
-    store = StoreTime(lambda: clocks.now_s, own, lambda: clocks.computed_s)
+    return clocks, StoreTime(lambda: clocks.now_s, own, lambda: clocks.computed_s), read
+
+
+def test_searches_are_sampled() -> None:
+    """The clocks are not read for each of many short ones: that would take longer than they do."""
+    clocks, store, read = watched_clocks()
     for _ in range(100):
         with store.search():
             clocks.now_s += 0.01
@@ -241,14 +246,7 @@ def test_searches_are_sampled() -> None:
 
 def test_one_of_many_searches_in_parallel_is_sampled() -> None:
     """A crowd's searches begin before the first one ends: their threads read no clock."""
-    clocks = Clocks()
-    read: list[float] = []
-
-    def own() -> float:
-        read.append(clocks.now_s)
-        return clocks.computed_s
-
-    store = StoreTime(lambda: clocks.now_s, own, lambda: clocks.computed_s)
+    clocks, store, read = watched_clocks()
     with ExitStack() as searches:
         for _ in range(64):
             searches.enter_context(store.search())
