@@ -174,7 +174,11 @@ def hosted() -> Iterator[HostedEncoder]:
 def rows(*, small: bool = False) -> list[Row]:
     """Return all rows; small ones only show that everything runs."""
     both = ((0.3, 0.9), (0.5, 0.9), (0.7, 0.9), (0.9, 0.97))
-    steps, further = (4, 3) if small else (40, 24)
+    hosted = (
+        *((share, None) for share in (0.3, OFTEN, 0.75, 0.9)),
+        *((0.46, 0.96), (OFTEN, 0.96), (0.78, 0.99)),  # the first and the last: of real traces
+    )
+    steps = 4 if small else 40
     return [
         *(
             Row(
@@ -188,13 +192,14 @@ def rows(*, small: bool = False) -> list[Row]:
         ),
         *(
             Row(
-                name=f"hosted encoder, {by_text:.0%}",
+                name=f"hosted encoder, {by_text:.0%}"
+                + ("" if by_encoding is None else f" and {by_encoding:.0%}"),
                 hosted=True,
                 by_text=by_text,
-                by_encoding=None,
-                steps=further,
+                by_encoding=by_encoding,
+                steps=steps,
             )
-            for by_text in (0.3, OFTEN, 0.75, 0.9)
+            for by_text, by_encoding in hosted
         ),
     ]
 
@@ -203,7 +208,8 @@ def speculators(row: Row, seed: int) -> list[Guesser]:
     """Return the guessers of one request: that by the text first."""
 
     def drawn(share: float, kind: str) -> Callable[[int], bool]:
-        return lambda step: random.Random(f"{seed} {kind} {step}").random() < share
+        dice, right = random.Random(f"{seed} {kind}"), round(share * row.steps)
+        return set(dice.sample(range(row.steps), right)).__contains__
 
     found = [Guesser(True, drawn(row.by_text, "text"))]
     if row.by_encoding is not None:

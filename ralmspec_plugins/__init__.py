@@ -37,6 +37,7 @@ from ralmspec_plugins.types import (
     Stats,
     VerifierStats,
 )
+from ralmspec_plugins.waste import WasteShare
 from ralmspec_plugins.workloads import Interval
 
 __version__ = "0.1.0"
@@ -74,6 +75,7 @@ __all__ = [
     "Stats",
     "Verifier",
     "VerifierStats",
+    "WasteShare",
     "Workload",
     "open_retriever",
     "plain",

@@ -13,7 +13,7 @@ from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
 from ralmspec_plugins.speculators.cascade import usable
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache, eviction_of
 from ralmspec_plugins.speculators.query_cache import QueryCache
-from ralmspec_plugins.waste import WasteLimits
+from ralmspec_plugins.waste import WasteLimits, WasteShare
 
 
 @suggests_fields
@@ -24,8 +24,8 @@ class Settings:
     Without `speculators`, each request has its own passage cache, ranked by the
     retriever's own table if it has one, else by the vectors of earlier queries or by words;
     with `pool`, all requests share that cache, which is partitioned by retriever. While a
-    query is being encoded in a worker, what the step before was given is guessed (`Repetition`),
-    if that has saved more than the cache's guesses. Any number
+    query is being encoded in a worker, what the step before was given is guessed (`Repetition`);
+    a guess of the cache replaces it if that is expected to save time. Any number
     of speculators can be given instead: they are called in order, the first guess is
     used, and all of them learn. Those given here are shared by all requests; a function
     that makes them is called once for each request.
@@ -62,6 +62,9 @@ class Settings:
         max_wasted_tokens: tokens of discarded calls of a request; 0: no guess. `None`: no bound.
         max_wasted_encodings: encodings of discarded queries of a request, where the retriever
             encodes in a worker; 0: no guess. `None`: no bound.
+        max_wasted_share: the share of discarded calls among all calls of the model, 0 to 1, in all
+            requests of the engines with these settings; a `WasteShare` counts for the engines
+            of several settings. `None`: no bound.
         model_queue: bounds the calls of the model at once; `None`: no bound.
     """
 
@@ -77,6 +80,7 @@ class Settings:
     may_guess: Callable[[], bool] | None = None
     max_wasted_tokens: int | None = None
     max_wasted_encodings: int | None = None
+    max_wasted_share: WasteShare | float | None = None
     model_queue: ModelQueue | None = None
 
     def __post_init__(self) -> None:
@@ -87,6 +91,9 @@ class Settings:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.speculate, bool):
             raise ConfigError(f"speculate must be True or False, got {self.speculate!r}")
+        share = self.max_wasted_share
+        if share is not None and not isinstance(share, WasteShare):
+            object.__setattr__(self, "max_wasted_share", WasteShare(share))
         _ = self.waste_limits  # raises errors early
         eviction_of(self.eviction)
         if self.switch_interval_s is not None and not self.switch_interval_s > 0:
@@ -119,9 +126,12 @@ class Settings:
     @property
     def waste_limits(self) -> WasteLimits:
         """The bounds on what wrong guesses may cost."""
+        share = self.max_wasted_share
+        assert share is None or isinstance(share, WasteShare)
         return WasteLimits(
             max_wasted_tokens=self.max_wasted_tokens,
             max_wasted_encodings=self.max_wasted_encodings,
+            max_wasted_share=share,
         )
 
     def width(self, k: int) -> int:

@@ -5,7 +5,7 @@
 notices and need no completion.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -50,7 +50,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RolledBack:
-    """A guess was wrong; this many segments that follow from it are discarded.
+    """A guess was wrong, or replaced; this many segments that follow from it are discarded.
 
     Attributes:
         segments: how many are discarded.
@@ -153,7 +153,7 @@ class Guess:
     """Call the speculators that are too slow to be called inside the loop."""
 
     query: Query
-    encoded: bool = True  # if not, only speculators that guess by the text are called
+    speculators: Sequence[int]  # by place, in the order of the calls
     previous: Hits | None = None  # of the step before, verified or guessed; `None` at the first one
 
 

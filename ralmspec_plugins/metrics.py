@@ -91,6 +91,7 @@ class MetricsRecorder:
         self.guesses = 0
         self.accepted = 0
         self.reused = 0
+        self.replaced = 0
         self.retries = 0
         self.wasted_tokens = 0
         self.encoded: Counter[str] = Counter()  # started encodings by text
@@ -208,6 +209,7 @@ class MetricsRecorder:
             guesses=self.guesses,
             accepted=self.accepted,
             reused=self.reused,
+            replaced=self.replaced,
             unguessed=unguessed,
             limited_by=limited_by,
             lossy=lossy,

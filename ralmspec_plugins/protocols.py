@@ -268,8 +268,9 @@ class Speculator(Protocol):
 
     Optional: `inline` is true if `guess` may be called by the loop itself: it takes
     microseconds, or at most a few milliseconds where no shared event loop runs.
-    `by_text` is true if `guess` reads the query's text and not its encoding. Such
-    speculators, if they precede all others, are called while the query is being encoded.
+    `by_text` is true if `guess` reads the query's text and not its encoding. Such speculators
+    are called while the query is being encoded; an inline one that reads the encoding may guess
+    again then, and where there is none, only those are called that precede all others.
     `guess_after(query, previous)` is called in place of `guess` from the second step on:
     `previous` are the hits that the step before was given, verified or guessed.
     `invalidate()` discards what was learned, after a change of the index. A shared speculator

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from ralmspec_plugins.protocols import Workload
+from ralmspec_plugins.speculators.cascade import GuessedHits
 from ralmspec_plugins.types import Hits, NoRetrieval, Query, Retrieved, Span, same_to_read
 
 _ABSENT: Any = object()
@@ -40,8 +41,8 @@ class Step:
     encoded: bool = False
     carried: Any = None  # the value from forming the query, for `extend`
     guessed: bool = False  # the speculators that can be called now were called
-    guess: Hits | None = None
-    guess_s: float = 0.0  # the time of the guess
+    guess: GuessedHits | None = None
+    compared: tuple[GuessedHits, GuessedHits] | None = None  # by the text, and by the encoding
     truth: Hits | None = None
     used: Hits | None = None
     verified: bool = False

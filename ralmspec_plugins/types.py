@@ -70,9 +70,11 @@ class Stats:
         guesses: guesses that a search accepted or rejected.
         accepted: guesses that a search accepted.
         reused: dropped segments that were reused in the answer.
+        replaced: guesses in use by a query's text that one by its encoding has replaced.
         unguessed: why no segment was started on a guess; `None` if one was.
-        limited_by: the bound of the settings that was reached, "max_wasted_tokens" or
-            "max_wasted_encodings", so that a guess was not used; `None` if none was.
+        limited_by: the bound of the settings that was reached, "max_wasted_tokens",
+            "max_wasted_encodings" or "max_wasted_share", so that a guess was not used; `None` if
+            none was.
         lossy: whether the workload's `agree` may have accepted a guess that differed.
         retries: failed speculative work that was retried in isolation.
         model_passes: passes of a model that counts them, including those of wasted segments.
@@ -101,6 +103,7 @@ class Stats:
     guesses: int = 0
     accepted: int = 0
     reused: int = 0
+    replaced: int = 0
     unguessed: str | None = None
     limited_by: str | None = None
     lossy: bool = False

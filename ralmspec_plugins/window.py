@@ -25,6 +25,7 @@ from ralmspec_plugins.effects import (
     Work,
 )
 from ralmspec_plugins.errors import Cancelled
+from ralmspec_plugins.guesses import StepGuesses
 from ralmspec_plugins.metrics import MetricsRecorder
 from ralmspec_plugins.parts import Parts, as_given
 from ralmspec_plugins.protocols import Progress
@@ -81,7 +82,7 @@ class SpeculationWindow:
         self.settled = SettledText(self.workload)
         self.out: list[Need] = []  # work and notices for the engine
         self._cancelled: set[Encode] = set()
-        self._requested_guess = self._had_guess = self._used_guess = False  # for statistics
+        self.guesses = StepGuesses(parts, cascade, policy, self.metrics)
 
     @property
     def complete(self) -> bool:
@@ -93,32 +94,18 @@ class SpeculationWindow:
         for need in self.in_flight:
             self.metrics.unfinished(need)
         text = self.parts.text(self.root)
-        lossy = self._used_guess and getattr(self.workload, "lossy", False)
+        lossy = self.guesses.used and getattr(self.workload, "lossy", False)
         limited_by = self.budget.limited_by
-        stats = self.metrics.stats(self._unguessed(), limited_by=limited_by, lossy=lossy)
+        unguessed = self.guesses.unguessed(limited_by)
+        stats = self.metrics.stats(unguessed, limited_by=limited_by, lossy=lossy)
         return Answer(text, tuple(self.retrieved), self.root, stats)
-
-    def _unguessed(self) -> str | None:
-        """Return why no segment was started on a guess; `None` if one was or none was needed."""
-        if self._used_guess or not self.metrics.batches or self.policy is None:
-            return None
-        if (reason := self.cascade.why_silent) is not None:
-            return reason
-        if self.budget.limited_by is not None:
-            return f"{self.budget.limited_by} was reached"
-        if self._had_guess:
-            return "speculative segments would not have paid off"
-        return (
-            "no speculator had a guess"
-            if self._requested_guess
-            else "guessing would not have paid off"
-        )
 
     def start(self, need: Work) -> None:
         """Request that the engine start a piece of work."""
         self.in_flight.start(need)
         self.speculated |= isinstance(need, Extend) and need.ahead
         self.metrics.began(need)
+        self.budget.began(need)
         self.out.append(need)
 
     def write(self, need: Work, step: Step) -> None:
@@ -187,11 +174,11 @@ class SpeculationWindow:
                 return before_writing
         return head.failure if head.verified or not head.asked else None
 
-    def use_guess(self, step: Step, guess: Hits) -> None:
+    def _use_guess(self, step: Step, guess: Hits) -> None:
         """Start the segment of a step with guessed hits."""
         assert isinstance(step.query, Query)
         step.used = self.parts.visible(guess)
-        self._used_guess = True
+        self.guesses.used = True
         self.out.append(Guessed(step.query, guess))
 
     def failed(self, error: Exception) -> Failed:
@@ -224,7 +211,8 @@ class SpeculationWindow:
         assert step.truth is not None
         truth = self.parts.visible(step.truth)
         if step.guess is not None:
-            self._judge(step, self.parts.agree(step.before, self.parts.visible(step.guess), truth))
+            assert isinstance(step.query, Query)
+            self.out.append(Judged(step.query, self.guesses.judge(step)))
         step.verified = True
         if step.used is None:
             step.used = truth
@@ -237,15 +225,6 @@ class SpeculationWindow:
         step.rewrite(truth)
         return False
 
-    def _judge(self, step: Step, right: bool) -> None:
-        assert isinstance(step.query, Query)
-        self.out.append(Judged(step.query, right))
-        self.metrics.record_outcome(right)
-        lead_s = max(0.0, self.metrics.now_s - step.guess_s)
-        self.cascade.record_outcome(step.query, right, lead_s)
-        if self.policy is not None:
-            self.policy.record_outcome(right)
-
     def _commit(self) -> None:
         """Commit the verified steps at the head; settle the partial text of the next one."""
         while self.steps and self.steps[0].verified and self.steps[0].written:
@@ -254,6 +233,7 @@ class SpeculationWindow:
                 return
             step = self.steps.pop(0)
             self.root = step.after
+            self.budget.committed(step)
             self.metrics.segments += 1
             self.metrics.without_retrieval += step.entry is None
             self.metrics.remembered += step.remembered
@@ -380,9 +360,9 @@ class SpeculationWindow:
                 step.encode_failure = Failure(done.error, isolated and step is self.steps[0])
                 continue
             step.query, step.encoded = done.value, True
-            if step.used is None:  # a guess by the text is kept
+            self.guesses.encoded(step)
+            if step.used is None:
                 step.cost_s += done.took_s
-                step.guessed = step.guessed and step.guess is not None
 
     def record_work(self, done: Completed, *, isolated: bool) -> None:
         """Record the first state, a query, a guess or a segment."""
@@ -390,6 +370,7 @@ class SpeculationWindow:
         isolated = isolated and bool(self.steps) and step is self.steps[0]
         self.in_flight.complete(done.need, 0)
         span = self.metrics.done(done)
+        self.budget.ended(done.need, span)
         if self.writer is not None and self.writer[0] is done.need:
             self.writer = None
         if isinstance(done.need, Start):
@@ -406,8 +387,7 @@ class SpeculationWindow:
         if isinstance(done.need, FormQuery):
             step.asked_s += done.took_s
         if isinstance(done.need, Guess):
-            step.guess = None if done.error is not None else done.value
-            step.guess_s = done.ended_s
+            self.guesses.made(step, None if done.error is not None else done.value, done.ended_s)
         elif done.error is not None:
             step.failure = Failure(done.error, isolated)
         elif isinstance(done.need, FormQuery):
@@ -416,10 +396,10 @@ class SpeculationWindow:
         else:
             step.written, step.after, step.partial, step.span = True, done.value, None, span
             if self.policy is not None:
-                seconds = step.cost_s + done.took_s
                 # Where a model writes the query, some steps write a segment too, and some do not.
                 uneven = step.asked_s >= 0.5 * done.took_s > 0.0
-                self.policy.wrote(seconds, None if uneven else self.metrics.beside_s)
+                beside_s = None if uneven else self.metrics.beside_s
+                self.policy.wrote(done.took_s, beside_s, step.cost_s)
 
     def _stopped(self, done: Completed, span: Span) -> None:
         """Record that a writer whose step was dropped has stopped."""
@@ -450,7 +430,7 @@ class SpeculationWindow:
 
     def plan(self) -> bool:
         """Move the last step through its stages; return whether anything changed."""
-        moved = False
+        moved = self._replace_guesses()
         while self.writer is None:
             if not self.steps or self.steps[-1].written:
                 if self.steps and (self.sequential or self.held):
@@ -562,32 +542,38 @@ class SpeculationWindow:
                 return True
         if self.held:
             return False
-        if not step.guessed:
-            self._requested_guess = self.policy.worth_guessing()  # the latest step says why not
-        if not step.guessed and self._requested_guess:
-            step.guessed = True
-            cascade.catch_up()
-            began_s = cascade.clock()
-            previous = self._previous_hits() if cascade.follows else None
-            step.guess = cascade.guess_inline(query, encoded=step.encoded, previous=previous)
-            step.guess_s = self.metrics.now_s
-            self.policy.guessed(cascade.clock() - began_s)
-            if step.guess is None and cascade.slow(encoded=step.encoded):
-                self.write(Guess(query, step.encoded, previous), step)
-                return True
+        if (slow := self.guesses.ask(step, lambda: self._previous_hits(step))) is not None:
+            self.write(slow, step)
+            return True
         if step.guess is None:
             return False
-        self._had_guess = True
+        self.guesses.had = True
         if not self.policy.may_write(self.view(stalled=False)):
             return False
-        self.use_guess(step, step.guess)
+        self._use_guess(step, step.guess.hits)
         return True
 
-    def _previous_hits(self) -> Hits | None:
-        """Return the hits that the last step with a query before the newest one was given."""
-        for step in self.steps[-2::-1]:
-            if isinstance(step.query, Query):
-                return step.used
+    def _replace_guesses(self) -> bool:
+        """Drop what was written on guesses to which better ones have come; return if any was."""
+        if not self.guesses.encoded_since or self.policy is None or self.sequential or self.held:
+            return False
+        step = self.guesses.better(self.steps, self._previous_hits, writing=self.writer is not None)
+        if step is None:
+            return False
+        if step.used is not None:
+            if not self.policy.may_write(self.view(stalled=False)):
+                return False
+            self.roll_back(self.steps.index(step))
+            step.rewrite(None)
+            self.metrics.replaced += 1
+        self.guesses.replace(step)
+        return True
+
+    def _previous_hits(self, step: Step) -> Hits | None:
+        """Return the hits that the last step with a query before this one was given."""
+        for one in reversed(self.steps[: self.steps.index(step)]):
+            if isinstance(one.query, Query):
+                return one.used
         return self.parts.visible(self.retrieved[-1].hits) if self.retrieved else None
 
     def _extend(self, step: Step) -> None:

@@ -13,8 +13,9 @@ from ralmspec_plugins.scheduling.schedules import Continuous, FixedStride, Optim
 from ralmspec_plugins.speculators.passage_cache import PassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.speculators.repetition import Repetition
-from ralmspec_plugins.types import Stats
-from tests.drivers import Outcome, Seen, drive, plainly
+from ralmspec_plugins.types import Outcome, Stats
+from tests.drivers import Outcome as Result
+from tests.drivers import Seen, drive, plainly
 from tests.worlds import MOST_TOKENS, Oracle, World, simple_world, worlds
 
 ALL_WORLDS = 2000
@@ -45,10 +46,16 @@ def random_settings(world: World, dice: random.Random) -> Settings:
     repeats = random.Random(f"repetition {world.seed}")
     if chosen and repeats.random() < 0.15:
         chosen = (Repetition(), *chosen) if repeats.random() < 0.7 else (*chosen, Repetition())
+    twice = random.Random(f"two guesses {world.seed}")
+    if chosen and world.encoder != "inline" and twice.random() < 0.35:  # text, then encoding
+        shares = twice.choice((0.1, 0.3)), twice.choice((0.3, 0.7))
+        early = Oracle(world, shares[0], inline=True, by_text=True)
+        chosen = (early, Oracle(world, shares[1], inline=True), *chosen)
     bounds = random.Random(f"bounds {world.seed}")
     return Settings(
         max_wasted_tokens=bounds.choice((*[None] * 40, 7, 20, 40)),
         max_wasted_encodings=bounds.choice((*[None] * 40, 2, 5, 9)),
+        max_wasted_share=bounds.choice((*[None] * 120, 0.1, 0.3, 0.6)),
         schedule=random_schedule(dice),
         prefetch=dice.randint(1, 8),
         capacity=dice.randint(1, 12),
@@ -65,11 +72,12 @@ class Tally:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
-    def add(self, expected: Outcome, seen: Seen) -> None:
+    def add(self, expected: Result, seen: Seen) -> None:
         self.counts["worlds"] += 1
         stats = Stats() if seen.answer is None else seen.answer.stats
         self.counts["bound on tokens reached"] += stats.limited_by == "max_wasted_tokens"
         self.counts["bound on encodings reached"] += stats.limited_by == "max_wasted_encodings"
+        self.counts["bound on the share reached"] += stats.limited_by == "max_wasted_share"
         self.counts["wrong guess changed the text"] += seen.changed_text
         self.counts["error on a dropped branch"] += any(e != expected.error for e in seen.errors)
         self.counts["error on a true branch"] += expected.error is not None
@@ -78,6 +86,7 @@ class Tally:
         self.counts["encoding cancelled"] += seen.cancelled_encodings > 0
         self.counts["look-ahead carried"] += seen.carried > 0
         self.counts["segment begun before its encoding"] += seen.before_encoding > 0
+        self.counts["early guess replaced"] += stats.replaced > 0
         failed = [error for error in seen.errors if "no encoding" in error]
         self.counts["encoder failed on a dropped branch"] += any(
             error != expected.error for error in failed
@@ -100,6 +109,10 @@ def check_bounds(settings: Settings, stats: Stats) -> None:
         assert stats.wasted_tokens <= max(0, tokens - 1 + MOST_TOKENS * (tokens > 0))
     if encodings is not None:
         assert stats.wasted_encodings <= encodings
+    if (share := settings.waste_limits.max_wasted_share) is not None:
+        calls = [span for span in stats.timeline if span.kind in ("ask", "extend")]
+        kept = sum(span.outcome is Outcome.KEPT for span in calls)
+        assert len(calls) - kept <= share.limit * len(calls)
 
 
 def check_stream(seen: Seen, text: str | None) -> None:
@@ -154,7 +167,9 @@ def test_speculation_never_changes_the_answer(
     assert tally.share("query cancelled") >= 0.05
     assert tally.share("encoding cancelled") >= 0.04
     assert tally.share("segment begun before its encoding") >= 0.08
+    assert tally.share("early guess replaced") >= 0.02
     assert tally.share("encoder failed on a dropped branch") >= 0.01
     assert tally.share("bound on tokens reached") >= 0.005
     assert tally.share("bound on encodings reached") >= 0.001
+    assert tally.share("bound on the share reached") >= 0.01
     assert tally.share("encoder failed on a true branch") >= 0.05

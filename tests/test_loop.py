@@ -434,7 +434,7 @@ def test_the_public_names_are_these() -> None:
             "Settings",
             "Simulation",
         ),
-        *("SharedPassageCache", "Stats", "Verifier", "VerifierStats", "plain"),
+        *("SharedPassageCache", "Stats", "Verifier", "VerifierStats", "WasteShare", "plain"),
         *("Interval", "Retriever", "Workload", "open_retriever"),
     }
     assert set(ralmspec_plugins.__all__) <= set(dir(ralmspec_plugins))

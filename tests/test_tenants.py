@@ -28,7 +28,7 @@ from ralmspec_plugins.engine.context import RequestContext
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress, Retriever
 from ralmspec_plugins.retrieval import HashingEncoder, open_retriever
-from ralmspec_plugins.speculators.cascade import SpeculatorCascade
+from ralmspec_plugins.speculators.cascade import GuessedHits, SpeculatorCascade
 from ralmspec_plugins.testing import EchoWorkload, Lines
 from ralmspec_plugins.types import Hit, Hits, Passage, Query
 
@@ -109,24 +109,25 @@ def in_tasks(
 def owners(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Tenant]:
     """Note each guess and each event for the tenant whose signature it was made under."""
     tenants: dict[Any, Tenant] = {}
-    guess, note = SpeculatorCascade.guess_inline, RequestContext.note
+    guess, note = SpeculatorCascade.guess, RequestContext.note
 
     def watched_guess(
         self: SpeculatorCascade,
+        places: Sequence[int],
         query: Query,
-        *,
-        encoded: bool = True,
         previous: Hits | None = None,
-    ) -> Hits | None:
-        hits = guess(self, query, encoded=encoded, previous=previous)
-        tenants[self._signature].guessed += [hit.passage.text for hit in hits or ()]
-        return hits
+    ) -> GuessedHits | None:
+        made = guess(self, places, query, previous)
+        tenants[self._signature].guessed += [
+            hit.passage.text for hit in (made.hits if made else ())
+        ]
+        return made
 
     def watched_note(self: RequestContext, notice: Notice) -> None:
         tenants[self.session.retriever.signature].events.append(notice)
         note(self, notice)
 
-    monkeypatch.setattr(SpeculatorCascade, "guess_inline", watched_guess)
+    monkeypatch.setattr(SpeculatorCascade, "guess", watched_guess)
     monkeypatch.setattr(RequestContext, "note", watched_note)
     return tenants
 

@@ -10,6 +10,7 @@ from ralmspec_plugins import AsyncEngine, Continuous, Engine, Latencies, Setting
 from ralmspec_plugins.errors import ConfigError
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.types import Hits, Query, Stats
+from ralmspec_plugins.waste import WasteShare
 from tests.test_loop import STEPS, Counting, Guesser, Numbered, hit
 
 TOKENS = 10  # of a segment
@@ -159,6 +160,60 @@ def test_both_engines_keep_a_bound(bound: dict[str, Any]) -> None:
         assert answer.text == "abcdefgh"
         assert answer.stats.wasted_tokens <= 30
         assert answer.stats.wasted_encodings <= 2
+
+
+def answers_with(share: Any, guesser: Guesser | None = None, requests: int = 12) -> list[Stats]:
+    """Answer some requests of one engine in virtual time."""
+    latencies = Latencies(extend_s=1.0, search_s=lambda _: 4.0, encode_s=0.5)
+    settings = Settings(
+        schedule=Continuous(lanes=STEPS), speculators=(guesser or WRONG,), max_wasted_share=share
+    )
+    simulation = Simulation(Costly(), Encoded(), latencies, settings)
+    answers = [simulation.run("") for _ in range(requests)]
+    assert {answer.text for answer in answers} == {"abcdefgh"}
+    return [answer.stats for answer in answers]
+
+
+@pytest.mark.parametrize("limit", [0, 0.05, 0.2, 0.5])
+def test_a_share_of_all_calls_is_kept(limit: float) -> None:
+    """Over all requests, and after each of them; with 0 nothing is begun on a guess."""
+    free, bound = answers_with(None), answers_with(limit)
+    calls = wasted = 0
+    for stats in bound:
+        calls += stats.segments + stats.wasted_segments
+        wasted += stats.wasted_segments
+        assert wasted <= limit * calls
+    assert sum(stats.wasted_segments for stats in free) > wasted
+    assert "max_wasted_share" in {stats.limited_by for stats in bound}
+    assert (wasted > 0) == (limit > 0)
+
+
+def test_right_guesses_use_up_no_share() -> None:
+    """What has become part of an answer is not at risk any more."""
+    stats = answers_with(0.2, Guesser())
+
+    assert sum(one.accepted for one in stats[4:]) > 2 * len(stats[4:])
+    assert sum(one.wasted_segments for one in stats) == 0
+    assert stats[-1].wall_s < answers_with(0)[-1].wall_s
+
+
+def test_engines_share_a_share() -> None:
+    """Those with one settings object, and those that are given the same `WasteShare`."""
+    share = WasteShare(0.5)
+    settings = [Settings(speculators=(Guesser(),), max_wasted_share=share) for _ in range(2)]
+    for setting in settings:
+        with Engine(Costly(), Encoded(), setting) as engine:
+            engine.run("")
+
+    assert share._calls == 2 * STEPS
+    assert all(setting.max_wasted_share is share for setting in settings)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, True, "0.1", float("nan")])
+def test_a_share_without_a_meaning_is_refused(share: Any) -> None:
+    """At once, with what to do."""
+    with pytest.raises(ConfigError, match="max_wasted_share must be from 0 to 1"):
+        Settings(max_wasted_share=share)
 
 
 @pytest.mark.parametrize("name", ["max_wasted_tokens", "max_wasted_encodings"])

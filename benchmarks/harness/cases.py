@@ -263,6 +263,7 @@ CONTINUOUS: Final = Arm(name="continuous")
 CONTINUOUS_WIDE: Final = Arm(name="continuous, P256", prefetch=256)
 SHARED: Final = Arm(name="continuous, shared pool", shared=True)
 REPLICA: Final = Arm(name="continuous, replica", replica=True)
+ALONE: Final = Arm(name="continuous, the cache alone", alone=True)
 OURS: Final = (CONTINUOUS, CONTINUOUS_WIDE, SHARED)
 
 _SMALL, _LARGE = "random:4x256", "random:6x384"
@@ -346,7 +347,15 @@ def slower() -> list[Case]:
     Many short requests, so that a slow second of the machine falls on all ways alike.
     """
     adaptive = (*(arm for arm in PAPER if arm.kind == "os3"), *OURS, AGAIN)
-    return [
+    encoding = Case(
+        name="encoder here, store 50 ms away",
+        about="The encoder computes in the model's process: what is written meanwhile delays it.",
+        store=Store(place="remote", wait_s=0.05),
+        arms=(lanes(CONTINUOUS, 8), lanes(ALONE, 8), AGAIN),
+        requests=10,
+        repetitions=2,
+    )
+    short = [
         Case(
             name=f"short requests, {name}, {model}",
             store=store,
@@ -359,6 +368,7 @@ def slower() -> list[Case]:
         for name, store in _IN_PROCESS.items()
         for model in (_SMALL, _LARGE)
     ]
+    return [*short, encoding]
 
 
 def _arms(store: Store) -> tuple[Arm, ...]:

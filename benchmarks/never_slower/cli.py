@@ -19,6 +19,7 @@ from statistics import median
 from typing import Annotated, Any, Final
 
 import typer
+from threadpoolctl import threadpool_limits
 
 from benchmarks.harness.results import surroundings
 from benchmarks.never_slower.rows import Row
@@ -74,7 +75,7 @@ def measure(row: Row, repetitions: int) -> dict[str, Any]:
         AssertionError: the answers of two ways differ, or are empty.
     """
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    with row.opened() as (plain, ours):
+    with threadpool_limits(1), row.opened() as (plain, ours):
         ways = dict(zip(WAYS, (plain, ours, plain), strict=True))
         for repetition in range(-1, repetitions):
             order = list(WAYS)
@@ -125,7 +126,7 @@ def page(found: Sequence[Mapping[str, Any]]) -> str:
     )
     return "\n".join(
         [
-            f"{where}; load before: {told['load_before']}.",
+            f"{where}; load before: {told['load_before']}; one thread for each call of BLAS.",
             "",
             f"| {' | '.join(head)} |",
             f"|{'---|' * len(head)}",

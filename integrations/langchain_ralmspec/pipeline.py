@@ -83,7 +83,7 @@ _OF_ENGINES: Final = (
     "logprobs",
     "sentence_stop",
     *("speculate", "guess_through", "schedule", "prefetch", "pool", "memo", "replica"),
-    *("max_wasted_tokens", "max_wasted_encodings", "max_concurrent_calls"),
+    *("max_wasted_tokens", "max_wasted_encodings", "max_wasted_share", "max_concurrent_calls"),
     *("batching", "side_by_side", "pure"),
 )
 # The fields that a directly driven model depends on.
@@ -130,6 +130,7 @@ class PipelineSettings:
     replica: BaseRetriever | None
     max_wasted_tokens: int | None
     max_wasted_encodings: int | None
+    max_wasted_share: float | None
     max_concurrent_calls: int | None
     batching: BatchMode
     side_by_side: int
@@ -402,6 +403,7 @@ def _speculation(settings: PipelineSettings, effects: SideEffects | None) -> Spe
         may_guess=None if effects is None else effects.may_guess,
         max_wasted_tokens=settings.max_wasted_tokens,
         max_wasted_encodings=settings.max_wasted_encodings,
+        max_wasted_share=settings.runtime.waste_share(settings.max_wasted_share),
         model_queue=settings.runtime.model_queue(
             _identity(settings.llm), settings.max_concurrent_calls
         ),

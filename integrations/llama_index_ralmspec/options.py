@@ -23,6 +23,7 @@ from ralmspec_plugins.scheduling.model_queue import ModelQueue
 from ralmspec_plugins.scheduling.schedules import Schedule
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
+from ralmspec_plugins.waste import WasteShare
 
 
 @suggests_fields
@@ -69,6 +70,9 @@ class Options:
             `None`: no limit.
         max_wasted_encodings: the same for the embeddings of queries that are not part of the
             response.
+        max_wasted_share: the share of discarded calls among all calls of the model, 0 to 1, in all
+            queries of the engine and of its copies; with 0.1 the first call on a guess is made
+            after nine others. `None`: no limit.
         max_concurrent_calls: the maximum number of the model's calls at once, in all queries of the
             engine and of its copies: others wait, and those that depend on no guess go first.
             `None`: no limit.
@@ -100,6 +104,7 @@ class Options:
     replica: BaseRetriever | None = None
     max_wasted_tokens: int | None = None
     max_wasted_encodings: int | None = None
+    max_wasted_share: float | None = None
     max_concurrent_calls: int | None = None
     batching: BatchMode = "exact"
     side_by_side: int = 8
@@ -172,6 +177,7 @@ class Options:
         guesses: bool,
         may_guess: Callable[[], bool] | None = None,
         model_queue: ModelQueue | None = None,
+        waste_share: WasteShare | None = None,
     ) -> Speculation:
         """Return the settings of speculation.
 
@@ -179,6 +185,7 @@ class Options:
             guesses: whether the host's parts may be called with guesses.
             may_guess: returns the same at any time, also during a request.
             model_queue: in which calls of the model wait for each other.
+            waste_share: the calls of all queries.
         """
         pool = self.pool if isinstance(self.pool, SharedPassageCache) else None
         return Speculation(
@@ -193,6 +200,7 @@ class Options:
             may_guess=may_guess,
             max_wasted_tokens=self.max_wasted_tokens,
             max_wasted_encodings=self.max_wasted_encodings,
+            max_wasted_share=waste_share,
             model_queue=model_queue,
         )
 

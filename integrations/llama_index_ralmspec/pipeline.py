@@ -96,7 +96,8 @@ class Assembly:
             check_postprocessors(self._workload, self._postprocessors)
         self._host = self._hosts(retriever)
         self._replica = None if options.replica is None else self._hosts(options.replica)
-        speculation = options.speculation(guesses=self.guesses)
+        share = self._runtime.waste_share(options.max_wasted_share)
+        speculation = options.speculation(guesses=self.guesses, waste_share=share)
         speculation.settings(self._host, options.schedule or Continuous(), self._replica)
         if options.speculate and options.guess_through is None and not self.guesses:
             _log.warning(
@@ -196,7 +197,12 @@ class Assembly:
         may_guess = None if self.effects is None else self.effects.may_guess
         llm = inner(getattr(self.synthesizer, "_llm", None))
         queue = self._runtime.model_queue(object_id(llm), options.max_concurrent_calls)
-        speculation = options.speculation(guesses=guesses, may_guess=may_guess, model_queue=queue)
+        speculation = options.speculation(
+            guesses=guesses,
+            may_guess=may_guess,
+            model_queue=queue,
+            waste_share=self._runtime.waste_share(options.max_wasted_share),
+        )
         if (
             options.one_shot
             and options.deadline_s is None

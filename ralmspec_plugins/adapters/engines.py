@@ -23,6 +23,7 @@ from ralmspec_plugins.scheduling.schedules import Continuous, Schedule
 from ralmspec_plugins.speculators.passage_cache import SharedPassageCache
 from ralmspec_plugins.speculators.query_cache import QueryCache
 from ralmspec_plugins.speculators.replica import Replica
+from ralmspec_plugins.waste import WasteShare
 from ralmspec_plugins.workloads import IterRetGen, OneShot, Sentences
 from ralmspec_plugins.workloads.registry import WorkloadMaker, WorkloadName, workload_of
 
@@ -126,6 +127,16 @@ class Runtime:
             return None
         name = ("model queue", key, max_concurrent_calls)
         return self.shared(name, lambda: ModelQueue(max_concurrent_calls))
+
+    def waste_share(self, max_wasted_share: float | None) -> WasteShare | None:
+        """Return the count of discarded calls of all engines; `None` without a limit.
+
+        Raises:
+            ConfigError: it is no number from 0 to 1.
+        """
+        if max_wasted_share is None:
+            return None
+        return self.shared(("waste", max_wasted_share), lambda: WasteShare(max_wasted_share))
 
     def engines(
         self,
@@ -263,6 +274,7 @@ class Speculation:
         may_guess: returns the same at run time, also during a request.
         max_wasted_tokens: tokens of a request's discarded calls of the model.
         max_wasted_encodings: encodings of a request's discarded queries.
+        max_wasted_share: the share of discarded calls of the model in all requests.
         model_queue: in which calls of the model wait for each other, confirmed ones first.
     """
 
@@ -277,6 +289,7 @@ class Speculation:
     may_guess: Callable[[], bool] | None = None
     max_wasted_tokens: int | None = None
     max_wasted_encodings: int | None = None
+    max_wasted_share: WasteShare | None = None
     model_queue: ModelQueue | None = None
 
     def one_by_one(self) -> "Speculation":
@@ -364,6 +377,7 @@ class Speculation:
             speculate=self.speculate,
             max_wasted_tokens=self.max_wasted_tokens,
             max_wasted_encodings=self.max_wasted_encodings,
+            max_wasted_share=self.max_wasted_share,
             model_queue=self.model_queue,
         )
         if not self.guesses:  # and nothing is prefetched for guesses

@@ -290,9 +290,9 @@ class RetrieverService(Generic[SearchT]):
         """Return the guessed hits of a query, without a search."""
         if call.remembered is not None or not call.guesses.speculates:
             return call.remembered
-        if asynchronous:
-            return call.guesses.guess_inline(await call.host.aencode(call.text))
-        return call.guesses.guess_inline(call.host.encode(call.text))
+        query = await call.host.aencode(call.text) if asynchronous else call.host.encode(call.text)
+        guess = call.guesses.guess(call.guesses.turns()[0], query)
+        return None if guess is None else guess.hits
 
 
 class ServedRetriever:

@@ -253,9 +253,7 @@ class RequestContext:
         if isinstance(need, Encode):
             return self.session.encode(need.query.text)
         if isinstance(need, Guess):
-            return self.guesses.guess_async(
-                need.query, encoded=need.encoded, previous=need.previous
-            )
+            return self.guesses.guess(need.speculators, need.query, need.previous)
         assert isinstance(need, Start)
         return self.begun(parts.start(need.request))
 

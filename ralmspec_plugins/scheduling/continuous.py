@@ -3,6 +3,7 @@
 from ralmspec_plugins.scheduling.cost_model import MIN_ACCEPTANCE_RATE, Costs, Searched
 from ralmspec_plugins.scheduling.os3 import best_part, optimal_stride, worth_gathering
 from ralmspec_plugins.scheduling.policy import SchedulerState
+from ralmspec_plugins.scheduling.replacing import GuessReplacement
 
 # The first query of a batch waits for its last one. So a batch must verify this many times the
 # steps per second of single queries.
@@ -20,6 +21,7 @@ class ContinuousPolicy:
         lanes: int,
         min_acceptance_rate: float = MIN_ACCEPTANCE_RATE,
     ) -> None:
+        self.replacement = GuessReplacement(costs, min_acceptance_rate)
         self._costs = costs
         self._least_right = min_acceptance_rate
         self._window = window
@@ -66,13 +68,13 @@ class ContinuousPolicy:
         sizes = [share] * free
         return [size for size in _within(sizes, view.pending) if size]
 
-    def wrote(self, seconds: float, beside_s: float | None = 0.0) -> None:
+    def wrote(self, seconds: float, beside_s: float | None = 0.0, before_s: float = 0.0) -> None:
         """Record the seconds of a step; if steps became much slower or faster, plan again."""
-        before_s = self._costs.step_s
-        self._costs.wrote(seconds, beside_s)
+        usual_s = self._costs.step_s
+        self._costs.wrote(seconds, beside_s, before_s)
         step_s = self._costs.step_s
         assert step_s is not None
-        if before_s is not None and not before_s / 2 <= step_s <= 2 * before_s:
+        if usual_s is not None and not usual_s / 2 <= step_s <= 2 * usual_s:
             self._planned = False
 
     def searched(self, search: Searched) -> None:

@@ -203,17 +203,18 @@ class Costs:
             setattr(other, name, getattr(self, name).copy())
         return other
 
-    def wrote(self, seconds: float, beside_s: float | None = 0.0) -> None:
+    def wrote(self, seconds: float, beside_s: float | None = 0.0, before_s: float = 0.0) -> None:
         """Record the seconds of a step, from its query to its last token.
 
         Args:
-            seconds: the whole step.
-            beside_s: its overlap with searches; `None` if it is not comparable with other steps.
+            seconds: those of its segment.
+            beside_s: its overlap with searches; `None` if it is not comparable with other segments.
+            before_s: the seconds before the segment: of forming the query, encoding and guessing.
         """
         if beside_s is not None:
             self.contention.wrote(seconds, beside_s)
             seconds = self.contention.alone_s(seconds, beside_s)
-        self._steps.append(seconds)
+        self._steps.append(before_s + seconds)
         self.step_s = median_low(tuple(self._steps))
 
     def searched(self, search: Searched) -> None:
@@ -280,7 +281,7 @@ class Costs:
         if step_s is None or not self.curve.points:
             return True
         rate = self._careful_rate
-        gain_s = rate * self.curve(1) - (1 - rate) * self._stop_s - self._side_by_side_s
+        gain_s = rate * self.curve(1) - (1 - rate) * self.stop_s - self._side_by_side_s
         return gain_s >= self.WORTH_WRITING * step_s
 
     @property
@@ -295,7 +296,7 @@ class Costs:
         return self.curve(1) < self.LONG_SEARCH * self.step_s
 
     @property
-    def _stop_s(self) -> float:
+    def stop_s(self) -> float:
         """The usual seconds that a wrong guess costs; a share of a step before one was measured."""
         if self._stops:
             fading: float = self.FADING_STOP**self._since_stop

@@ -142,6 +142,8 @@ class FixedStridePolicy:
     query's guess is not used before the batch is in flight.
     """
 
+    replacement = None
+
     def __init__(self, costs: Costs, *, overlap: bool, stride: int) -> None:
         self._costs = costs
         self._overlap = overlap
@@ -167,7 +169,7 @@ class FixedStridePolicy:
             return []
         return [view.pending] if view.stalled or view.pending >= self._stride else []
 
-    def wrote(self, seconds: float, beside_s: float | None = 0.0) -> None:
+    def wrote(self, seconds: float, beside_s: float | None = 0.0, before_s: float = 0.0) -> None:
         """Do nothing: a fixed stride is not adapted."""
 
     def searched(self, search: Searched) -> None:
@@ -213,9 +215,9 @@ class OS3Policy(FixedStridePolicy):
         """Return whether hiding a search would save a noticeable share of a step."""
         return self._costs.worth_guessing()
 
-    def wrote(self, seconds: float, beside_s: float | None = 0.0) -> None:
+    def wrote(self, seconds: float, beside_s: float | None = 0.0, before_s: float = 0.0) -> None:
         """Record the seconds of a step."""
-        self._costs.wrote(seconds, beside_s)
+        self._costs.wrote(seconds, beside_s, before_s)
 
     def searched(self, search: Searched) -> None:
         """Add a search to the batch curve, and end the round."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ralmspec_plugins.scheduling.cost_model import Searched
+from ralmspec_plugins.scheduling.replacing import GuessReplacement
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,11 @@ class SchedulerState:
 
 class Policy(Protocol):
     """Decides for one request, and receives all measurements."""
+
+    @property
+    def replacement(self) -> GuessReplacement | None:
+        """Decides when a second guess replaces the first; `None`: a guess stays until verified."""
+        ...
 
     def worth_guessing(self) -> bool:
         """Return whether to call the speculators."""
@@ -36,10 +42,10 @@ class Policy(Protocol):
         """Return the sizes of the searches to start now, over the pending queries in order."""
         ...
 
-    def wrote(self, seconds: float, beside_s: float | None = 0.0) -> None:
-        """Record the seconds of a step, and its overlap with searches.
+    def wrote(self, seconds: float, beside_s: float | None = 0.0, before_s: float = 0.0) -> None:
+        """Record the seconds of a segment, its overlap with searches, and the seconds before it.
 
-        The overlap is `None` where steps are not comparable, since a model writes their queries.
+        The overlap is `None` where segments are not comparable, since a model writes queries too.
         """
         ...
 

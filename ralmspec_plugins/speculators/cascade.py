@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import takewhile
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ralmspec_plugins.effects import SearchResult
 from ralmspec_plugins.errors import ConfigError
@@ -16,6 +16,17 @@ from ralmspec_plugins.types import Hit, Hits, Query, fixed
 
 _log = logging.getLogger(__name__)
 _UNKNOWN: Final = object()  # the generation of a speculator that cannot say it
+
+
+WorthEarly: TypeAlias = Callable[[float, float], bool]  # by a rate, and by seconds
+
+
+class GuessedHits(NamedTuple):
+    """A guess, the place of the speculator that made it, and the time, in seconds."""
+
+    hits: Hits
+    place: int
+    at_s: float = 0.0
 
 
 class SpeculatorCascade:
@@ -58,7 +69,6 @@ class SpeculatorCascade:
         self._inline = [self._read(one, "inline", False, False) for one in self._speculators]
         self._after = [self._read(one, "guess_after", None, None) for one in self._speculators]
         self._rates = SpeculatorRates() if rates is None else rates
-        self._guessed_by: dict[Hashable, int] = {}  # by query key: the speculator's place
         self._memo = memo
         # Hits of searches from before an invalidation are not added to these.
         self._generations = [
@@ -127,59 +137,54 @@ class SpeculatorCascade:
         """Whether a provider has asked to be called less often."""
         return self._rate_limit is not None and self._rate_limit.active
 
-    def slow(self, *, encoded: bool = True) -> bool:
-        """Return whether there are speculators left that must not be called inside the loop."""
-        return bool(self._turns(encoded)[1])
+    def turns(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the places of those to ask about an encoded query: inline ones, and slow ones.
 
-    def guess_inline(
-        self, query: Query, *, encoded: bool = True, previous: Hits | None = None
-    ) -> Hits | None:
-        """Return the first guess of the leading inline speculators.
+        Those come first whose guesses save the most; a slow one must not be called inside the loop,
+        nor one that follows it.
+        """
+        return self._split(self._rates.order(len(self._speculators)))
+
+    def turns_early(self, worth: WorthEarly | None) -> tuple[Sequence[int], Sequence[int]]:
+        """Return those to ask before a query is encoded: they read its text.
+
+        Where one that reads the encoding can guess again and replace a wrong early guess, all are
+        asked that are worth it; elsewhere those that precede all others.
 
         Args:
-            query: the query.
-            encoded: whether the query has its encoding; without it only speculators that guess
-                by the text are called, and only those that precede all others.
-            previous: the hits of the step before, verified or guessed; `None` at the first one.
+            worth: decides by an acceptance rate, and by how many seconds a guess precedes one by
+                the encoding; `None`: no guess is replaced.
         """
-        return self._first_guess(self._turns(encoded)[0], query, previous)
+        asked = self._rates.order(len(self._speculators))
+        again = self._turns_again(asked)
+        if worth is None or not again:
+            return self._split(list(takewhile(self._reads_text, asked)))
+        early = [place for place in asked if self._reads_text(place)]
+        return self._split([one for one in early if worth(*self._rates.ahead(one, again[0]))])
 
-    def guess_async(
-        self, query: Query, *, encoded: bool = True, previous: Hits | None = None
-    ) -> Hits | None:
-        """Return the first guess of the other speculators."""
-        return self._first_guess(self._turns(encoded)[1], query, previous)
+    def _turns_again(self, asked: Sequence[int]) -> Sequence[int]:
+        """Return those to ask again once a query is encoded, after a guess by its text."""
+        return [place for place in asked if self._inline[place] and not self._reads_text(place)]
 
-    def record_outcome(self, query: Query, accepted: bool, lead_s: float) -> None:
-        """Record whether the guess for a query was right, and how long before the search's result.
-
-        Args:
-            query: the query.
-            accepted: whether the guess was right.
-            lead_s: the seconds from the guess to the result.
-        """
-        place = self._guessed_by.pop(query.key, None)
-        if place is not None:
-            self._rates.record_outcome(place, accepted, lead_s)
-
-    def _turns(self, encoded: bool) -> tuple[list[int], list[int]]:
-        """Return the places of those to call inside the loop, and of those to call after them.
-
-        While a query is being encoded these are the speculators that read its text, as far as no
-        other one precedes them.
-        """
-        asked = list(self._rates.order(len(self._speculators)))
-        if not encoded:
-            asked = list(takewhile(self._reads_text, asked))
+    def _split(self, asked: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
         inline = list(takewhile(self._inline.__getitem__, asked))
         return inline, asked[len(inline) :]
 
-    def _reads_text(self, place: int) -> bool:
-        return bool(self._read(self._speculators[place], "by_text", False, False))
+    def guess_again(self, query: Query, previous: Hits | None) -> GuessedHits | None:
+        """Return the first guess by the encoding of a query about whose text a guess was made."""
+        asked = self._rates.order(len(self._speculators))
+        return self.guess(self._turns_again(asked), query, previous)
 
-    def _first_guess(
-        self, places: Sequence[int], query: Query, previous: Hits | None
-    ) -> Hits | None:
+    def guess(
+        self, places: Sequence[int], query: Query, previous: Hits | None = None
+    ) -> GuessedHits | None:
+        """Return the first guess of the speculators at some places.
+
+        Args:
+            places: of the speculators, in the order of the calls.
+            query: the query.
+            previous: the hits of the step before, verified or guessed; `None` at the first one.
+        """
         for place in places:
             speculator, after = self._speculators[place], self._after[place]
             try:
@@ -192,9 +197,25 @@ class SpeculatorCascade:
                 self._complain(speculator)
                 continue
             if hits is not None:
-                self._guessed_by[query.key] = place
-                return hits
+                return GuessedHits(hits, place)
         return None
+
+    def record_outcome(self, guess: GuessedHits, accepted: bool, lead_s: float) -> None:
+        """Record whether a guess was right, and how many seconds before the search's result."""
+        self._rates.record_outcome(guess.place, accepted, lead_s)
+
+    def record_difference(
+        self, first: GuessedHits, second: GuessedHits, right: tuple[bool, bool]
+    ) -> None:
+        """Record which of two guesses for a query that differ were right."""
+        self._rates.record_difference(first.place, second.place, right)
+
+    def chances(self, first: GuessedHits, second: GuessedHits) -> tuple[float, float]:
+        """Return the probabilities that either of two guesses that differ is right."""
+        return self._rates.chances(first.place, second.place)
+
+    def _reads_text(self, place: int) -> bool:
+        return bool(self._read(self._speculators[place], "by_text", False, False))
 
     def learn(self, query: Query, found: SearchResult) -> None:
         """Record the result of a search, even if its step was dropped.

@@ -1,5 +1,6 @@
 """What the guesses of an engine's speculators save, which decides who is asked first."""
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,15 @@ class _Counts:
     right: float = 0.0
     all: float = 0.0
     lead_s: float = 0.0  # the sum over all guesses
+
+
+@dataclass(slots=True)
+class _Difference:
+    """Of two speculators whose guesses differ, faded."""
+
+    first_right: float = 0.0
+    second_right: float = 0.0
+    all: float = 0.0
 
 
 class SpeculatorRates:
@@ -44,6 +54,7 @@ class SpeculatorRates:
     def __init__(self) -> None:
         """Credit all speculators alike."""
         self._counts: dict[int, _Counts] = {}  # by place
+        self._differences: dict[tuple[int, int], _Difference] = {}  # by both places
         self._last: dict[int, Sequence[int]] = {}  # the last order of so many
         self._lock = threading.Lock()
 
@@ -58,6 +69,51 @@ class SpeculatorRates:
             counts.right += accepted
             counts.all += 1.0
             counts.lead_s += lead_s
+
+    def record_difference(self, first: int, second: int, right: tuple[bool, bool]) -> None:
+        """Record which of two speculators were right where their guesses differed."""
+        with self._lock:
+            counts = self._differences.setdefault((first, second), _Difference())
+            counts.first_right = counts.first_right * FADING + right[0]
+            counts.second_right = counts.second_right * FADING + right[1]
+            counts.all = counts.all * FADING + 1.0
+
+    def chances(self, first: int, second: int) -> tuple[float, float]:
+        """Return the probabilities that either of two speculators is right where they differ.
+
+        Before that was seen, they count as independent: the first is right and the second wrong in
+        p (1 - q) of all cases, and they differ in 1 - p q of them.
+
+        >>> SpeculatorRates().chances(0, 1)
+        (0.5, 0.5)
+        """
+        with self._lock:
+            p, q = self.rate(first), self.rate(second)
+            counts = self._differences.get((first, second), _Difference())
+            differ = 1.0 - p * q
+            expected = (p * (1 - q) / differ, q * (1 - p) / differ) if differ > 0.0 else (0.5, 0.5)
+            return (
+                (counts.first_right + PRIOR * expected[0]) / (counts.all + PRIOR),
+                (counts.second_right + PRIOR * expected[1]) / (counts.all + PRIOR),
+            )
+
+    def ahead(self, early: int, late: int) -> tuple[float, float]:
+        """Return how often the guesses at a place are right, and by how much they precede others.
+
+        Args:
+            early: the place of a speculator that reads the text.
+            late: that of one which reads the encoding.
+
+        Returns:
+            The acceptance rate, and seconds; infinite before both have guessed.
+        """
+        with self._lock:
+            leads = [
+                counts.lead_s / counts.all
+                for place in (early, late)
+                if (counts := self._counts.get(place)) is not None and counts.all > 0.0
+            ]
+            return self.rate(early), leads[0] - leads[1] if len(leads) == 2 else math.inf
 
     def rate(self, place: int) -> float:
         """Return the acceptance rate of the speculator at a place, 0 to 1."""

@@ -231,8 +231,32 @@ def test_dropped_embeddings_stay_within_a_bound() -> None:
     free.close()
 
 
+def test_a_share_of_the_calls_of_all_answers_is_kept() -> None:
+    """With 0.1 nothing is begun on a guess before nine calls were made, over all questions."""
+    retriever = HashRetriever(documents=documents())
+    free = rag_of(HashLLM(), retriever, "interval", **WRONG)
+    rag = rag_of(HashLLM(), retriever, "interval", **WRONG, max_wasted_share=0.1)
+    calls = wasted = 0
+    limited = set()
+    for question in QUESTIONS * 4:
+        reply, expected = rag.invoke(question), free.invoke(question)
+        stats = reply["ralmspec"]["stats"]
+        calls += stats["segments"] + stats["wasted_segments"]
+        wasted += stats["wasted_segments"]
+        limited.add(stats["limited_by"])
+        assert wasted <= 0.1 * calls
+        assert expected["answer"] == reply["answer"] != ""
+    rag.close()
+    free.close()
+
+    assert wasted > 0
+    assert "max_wasted_share" in limited
+
+
 def test_a_bound_is_checked_at_once() -> None:
     """With the name of what was wrong."""
+    with pytest.raises(ConfigError, match="max_wasted_share must be from 0 to 1"):
+        rag_of(HashLLM(), HashRetriever(documents=[]), max_wasted_share=1.5)
     for name in ("max_wasted_tokens", "max_wasted_encodings"):
         with pytest.raises(ConfigError, match=f"{name} must be a whole number of at least 0"):
             rag_of(HashLLM(), HashRetriever(documents=[]), **{name: -1})

@@ -305,8 +305,33 @@ def _wasted(response: Any, bound: str) -> int:
     return int(getattr(stats_of(response), bound.removeprefix("max_")))
 
 
+def test_a_share_of_the_calls_of_all_queries_is_kept() -> None:
+    """With 0.1 nothing is begun on a guess before nine calls were made, over all queries."""
+    nodes = made_nodes()
+    wrong: dict[str, Any] = {"replica": HashRetriever(nodes, salt="lie"), "pool": None}
+    wrong |= {"schedule": FixedStride(stride=4), "guess_through": True}
+    hand, free = pair(HashLLM(), HashRetriever(nodes), **wrong)
+    ours = free.with_options(max_wasted_share=0.1)
+    calls = wasted = 0
+    limited = set()
+    for question in ASKED * 4:
+        response = ours.query(question)
+        stats = stats_of(response)
+        calls += stats.segments + stats.wasted_segments
+        wasted += stats.wasted_segments
+        limited.add(stats.limited_by)
+        assert wasted <= 0.1 * calls
+        assert seen(hand.query(question)) == seen(response)
+    free.close()
+
+    assert wasted > 0
+    assert "max_wasted_share" in limited
+
+
 @pytest.mark.parametrize("bound", ["max_wasted_tokens", "max_wasted_encodings"])
 def test_a_bound_on_waste_is_checked_at_once(bound: str) -> None:
     """With the name of what was wrong."""
+    with pytest.raises(ConfigError, match="max_wasted_share must be from 0 to 1"):
+        pair(HashLLM(), HashRetriever(made_nodes()), max_wasted_share=1.5)
     with pytest.raises(ConfigError, match=f"{bound} must be a whole number of at least 0"):
         pair(HashLLM(), HashRetriever(made_nodes()), **{bound: -1})
