@@ -78,7 +78,7 @@ def test_a_copy_of_costs_learns_by_itself() -> None:
     for _ in range(9):
         costs.record_outcome(False)
     copied = costs.copy()
-    names = ("step_s", "guess_rate", "_stop_s", "_guess_s", "load")
+    names = ("step_s", "guess_rate", "stop_s", "_guess_s", "load")
     before = [getattr(costs, name) for name in names]
 
     assert before == [getattr(copied, name) for name in names]
