@@ -27,7 +27,7 @@ from ralmspec_plugins.effects import Guessed, Notice, RolledBack
 from ralmspec_plugins.engine.context import RequestContext
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.scheduling.cost_model import Costs, Searched
+from ralmspec_plugins.scheduling.cost_model import Contention, Costs, Searched
 from ralmspec_plugins.scheduling.replacing import GuessReplacement
 from ralmspec_plugins.speculators.ranking import SpeculatorRates
 from ralmspec_plugins.types import Answer, Hits, Query
@@ -186,6 +186,27 @@ def test_early_guesses_that_cost_more_than_they_save_end() -> None:
 
     assert early.asked[False] <= STEPS // 2
     assert late.asked[True] >= STEPS // 2
+
+
+def test_an_encoding_that_is_waited_for_is_no_contention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether searches slow the model down is seen from segments; a step has its encoding, too."""
+    segments, steps = set(), set()
+    wrote, append = Contention.wrote, Costs.wrote
+
+    def watched(self: Contention, seconds: float, beside_s: float) -> None:
+        segments.add(round(seconds, 3))
+        wrote(self, seconds, beside_s)
+
+    def watched_step(self: Costs, *given: Any) -> None:
+        append(self, *given)
+        steps.add(round(self._steps[-1], 3))
+
+    monkeypatch.setattr(Contention, "wrote", watched)
+    monkeypatch.setattr(Costs, "wrote", watched_step)
+    simulated([Guesser("vector", 0.9)], encode_s=0.02)
+
+    assert {0.025} == segments
+    assert 0.045 in steps
 
 
 @pytest.mark.parametrize("schedule", [FixedStride(stride=3), OptimalStride()])
