@@ -1,6 +1,7 @@
 """The guesses of a request's steps: asked for, compared with each other, and judged."""
 
 from collections.abc import Callable
+from typing import Final
 
 from ralmspec_plugins.effects import Guess
 from ralmspec_plugins.metrics import MetricsRecorder
@@ -9,6 +10,8 @@ from ralmspec_plugins.scheduling.policy import Policy
 from ralmspec_plugins.speculators.cascade import GuessedHits, SpeculatorCascade
 from ralmspec_plugins.steps import Step
 from ralmspec_plugins.types import Hits, Query
+
+NOT_WORTH_GUESSING: Final = "guessing would not have paid off"
 
 
 class StepGuesses:
@@ -53,9 +56,7 @@ class StepGuesses:
             return f"{limited_by} was reached"
         if self.had:
             return "speculative segments would not have paid off"
-        return (
-            "no speculator had a guess" if self._requested else "guessing would not have paid off"
-        )
+        return "no speculator had a guess" if self._requested else NOT_WORTH_GUESSING
 
     def ask(self, step: Step, previous: Callable[[], Hits | None]) -> Guess | None:
         """Call the speculators for the newest step, once; return the work of slow ones.

@@ -416,6 +416,20 @@ BUGS = (
         "tests/benchmarks/test_workloads.py -k hardly_longer",
     ),
     Bug(
+        "where guessing did not pay off once, it is never tried again",
+        "ralmspec_plugins/scheduling/dormancy.py",
+        "if now_s - self._measured_s < PAUSE_S:",
+        "if self._measured_s > float('-inf'):",
+        "tests/scheduling/test_dormancy.py",
+    ),
+    Bug(
+        "a request is answered plainly although its queries may be remembered",
+        "ralmspec_plugins/engine/session.py",
+        "knows = self.settings.memo is not None",
+        "knows = False",
+        "tests/scheduling/test_dormancy.py",
+    ),
+    Bug(
         "encodings that are waited for seem to slow the model down",
         "ralmspec_plugins/window.py",
         "self.policy.wrote(done.took_s, beside_s, step.cost_s)",

@@ -32,11 +32,13 @@ from ralmspec_plugins.effects import (
 )
 from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.errors import Overloaded
+from ralmspec_plugins.guesses import NOT_WORTH_GUESSING
 from ralmspec_plugins.loop import speculate
 from ralmspec_plugins.protocols import (
     Progress,
     speculative,
 )
+from ralmspec_plugins.speculators.cascade import SpeculatorCascade
 from ralmspec_plugins.types import Answer, Query, Request
 
 # An engine decides where and when the work runs.
@@ -74,9 +76,10 @@ class RequestContext:
         self.stoppable = stoppable
         self._kept = _ALL if watched else (Settled,)
         self._events: list[Event] = []
-        self.guesses = session.guesses()
+        self.plain = session.begins_plainly()
+        self.guesses = SpeculatorCascade() if self.plain else session.guesses()
         begin = session.settings.schedule.begin
-        self._policy = policy = begin(session.costs) if session.speculate else None
+        self._policy = policy = None if self.plain else begin(session.costs)
         limits = session.settings.waste_limits
         self.flow = speculate(session.parts, request, self.guesses, policy, limits)
         self.finish: Finish | None = None
@@ -137,6 +140,10 @@ class RequestContext:
         unguessed = answer.stats.unguessed
         if answer.stats.queries:  # else there was nothing to guess
             unguessed = self.session.unguessed or unguessed
+            if self.plain:
+                unguessed = unguessed or NOT_WORTH_GUESSING
+            else:
+                self.session.ended(unguessed, wall_s)
         if unguessed is not None:
             self.session.tell_unguessed(unguessed)
         return replace(answer, stats=replace(answer.stats, wall_s=wall_s, unguessed=unguessed))

@@ -22,6 +22,7 @@ from ralmspec_plugins.effects import (
     Work,
 )
 from ralmspec_plugins.errors import ConfigError, Overloaded
+from ralmspec_plugins.guesses import NOT_WORTH_GUESSING
 from ralmspec_plugins.parts import Parts, results
 from ralmspec_plugins.protocols import (
     PoolableRetriever,
@@ -31,6 +32,7 @@ from ralmspec_plugins.protocols import (
     Workload,
 )
 from ralmspec_plugins.scheduling.cost_model import Costs
+from ralmspec_plugins.scheduling.dormancy import Dormancy
 from ralmspec_plugins.scheduling.rate_limit import RateLimit
 from ralmspec_plugins.speculators.cascade import SpeculatorCascade, usable
 from ralmspec_plugins.speculators.passage_cache import (
@@ -85,6 +87,7 @@ class Session:
         if known is not None:
             self.costs = known.costs.copy() if merged else known.costs
             self.rates, self.rate_limit = known.rates, known.rate_limit
+        self.dormancy: Dormancy = Dormancy() if known is None or merged else known.dormancy
         self._is_timed_here = timed and self.settings.speculate
         self._is_timed = self._is_timed_here and not isinstance(retriever, Verifier)
         if timed and isinstance(retriever, Verifier) and (known is None or merged):
@@ -115,6 +118,21 @@ class Session:
     def switch_interval_s(self) -> float | None:
         """The thread switch interval during a request; `None` for the process's own."""
         return self.settings.switch_interval_s if self.speculate else None
+
+    def begins_plainly(self) -> bool:
+        """Return whether the request that begins now is answered as by the plain loop."""
+        return not self.speculate or self.dormancy.begins()
+
+    def ended(self, unguessed: str | None, wall_s: float) -> None:
+        """Record how a request ended that was not answered plainly.
+
+        Args:
+            unguessed: why no segment was started on a guess; `None` if one was.
+            wall_s: its seconds.
+        """
+        knows = self.settings.memo is not None  # a memo saves searches without any guess
+        paid = unguessed != NOT_WORTH_GUESSING or knows or not self.costs.store.computes_here
+        self.dormancy.ended(paid=paid, wall_s=wall_s)
 
     def check_process(self) -> None:
         """Check that the process was not forked: the child process has none of the threads.
@@ -183,8 +201,6 @@ class Session:
 
     def guesses(self) -> SpeculatorCascade:
         """Return a new cascade of query caches and speculators for one request."""
-        if not self.speculate:
-            return SpeculatorCascade()
         speculators = self.settings.speculators
         if speculators is None:
             speculators = self._own_speculators()

@@ -106,7 +106,7 @@ class ThreadExecutor(Executor):
         """Return whether work with nothing in parallel runs in the calling thread."""
         context = self._context
         if context.request.deadline_s is not None or (
-            context.session.speculate and context.stoppable and not self._is_soon_over(need)
+            not context.plain and context.stoppable and not self._is_soon_over(need)
         ):
             return False
         return not (isinstance(need, FormQuery | Extend) and context.reports)
