@@ -14,7 +14,7 @@ class Dormancy:
 
     A request that makes no guess still measures and plans, which takes some percent of a short one
     over a store in this process. So after enough of them the next ones are answered as by the plain
-    loop, except for one from time to time, which finds out whether that has changed: the requests
+    loop, except for one from time to time, which detects whether that has changed: the requests
     that filled the processor may be over. Thread-safe: a count that is lost changes nothing but
     the number of requests that measure.
 
