@@ -90,34 +90,31 @@ class StepGuesses:
         """Set a step's guess, and its time."""
         step.guess = None if guess is None else guess._replace(at_s=at_s)
 
-    def encoded(self, step: Step) -> None:
-        """Record that the query of a step was encoded, after a guess by its text or without one."""
-        if step.guess is not None:
-            if self._replacement is not None:
-                self.encoded_since.append(step)
-        elif step.used is None:
-            step.guessed = False
+    def encoded(self, step: Step) -> bool:
+        """Record that the query of a step was encoded; return whether to ask for a second guess."""
+        if step.guess is None:
+            step.guessed = step.guessed and step.used is not None
+        elif self._replacement is not None:
+            self.encoded_since.append(step)
+            return True
+        return False
 
-    def better(
-        self, steps: list[Step], previous: Callable[[Step], Hits | None], *, writing: bool
-    ) -> Step | None:
-        """Call the speculators that read encodings; return a step whose guess is to be replaced.
-
-        Args:
-            steps: of the window.
-            previous: returns the hits of the step before one, verified or guessed.
-            writing: whether a segment would have to be stopped.
-        """
+    def next_encoded(self, steps: list[Step]) -> Step | None:
+        """Return the next of these steps for which to ask for a second guess; `None`: no other."""
         while self.encoded_since:
             step = self.encoded_since.pop(0)
-            if step in steps and self._compare(step, previous, writing=writing):
+            if step in steps:
                 return step
         return None
 
-    def _compare(
-        self, step: Step, previous: Callable[[Step], Hits | None], *, writing: bool
-    ) -> bool:
-        """Ask for a second guess; return whether it differs, and is expected to save time."""
+    def is_second_better(self, step: Step, previous: Hits | None, *, writing: bool) -> bool:
+        """Call the speculators that read encodings; return whether to replace the step's guess.
+
+        Args:
+            step: the step, with a guess by the text of its query, which is encoded now.
+            previous: the hits of the step before, verified or guessed.
+            writing: whether a segment would have to be stopped.
+        """
         first, query, cascade, policy = step.guess, step.query, self._cascade, self._policy
         assert isinstance(query, Query)
         assert policy is not None
@@ -125,8 +122,7 @@ class StepGuesses:
             return False
         cascade.catch_up()
         began_s = cascade.clock()
-        before = previous(step) if cascade.follows else None
-        second = cascade.guess_again(query, before)
+        second = cascade.guess_again(query, previous)
         policy.guessed(cascade.clock() - began_s)
         if second is None:
             return False
@@ -140,10 +136,11 @@ class StepGuesses:
         assert self._replacement is not None
         return self._replacement.worth_replacing(*chances, since_s, stops=writing and begun)
 
-    def replace(self, step: Step) -> None:
-        """Use a step's second guess."""
+    def replace(self, step: Step) -> float:
+        """Use a step's second guess; return how many seconds after the first it came."""
         assert step.compared is not None
-        step.guess = step.compared[1]
+        first, step.guess = step.compared
+        return step.guess.at_s - first.at_s
 
     def judge(self, step: Step) -> bool:
         """Compare the guesses of a step with its real hits; return whether the one in use is right.

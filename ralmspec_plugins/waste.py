@@ -46,6 +46,10 @@ class WasteShare:
         """Return the limit."""
         return f"WasteShare({self.limit})"
 
+    def __reduce__(self) -> tuple[type["WasteShare"], tuple[float]]:
+        """Return what a copy is made of: it counts anew."""
+        return WasteShare, (self.limit,)
+
     @property
     def allows_one(self) -> bool:
         """Whether one more call that depends on a guess keeps to the share."""

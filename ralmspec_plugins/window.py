@@ -93,6 +93,7 @@ class SpeculationWindow:
         """Return the final text, its record and its statistics."""
         for need in self.in_flight:
             self.metrics.unfinished(need)
+        self.budget.committed(self.steps[0])  # the step that found the answer to be complete
         text = self.parts.text(self.root)
         lossy = self.guesses.used and getattr(self.workload, "lossy", False)
         limited_by = self.budget.limited_by
@@ -360,9 +361,10 @@ class SpeculationWindow:
                 step.encode_failure = Failure(done.error, isolated and step is self.steps[0])
                 continue
             step.query, step.encoded = done.value, True
-            self.guesses.encoded(step)
             if step.used is None:
                 step.cost_s += done.took_s
+            if not self.guesses.encoded(step):
+                self._record_written(step)
 
     def record_work(self, done: Completed, *, isolated: bool) -> None:
         """Record the first state, a query, a guess or a segment."""
@@ -399,7 +401,9 @@ class SpeculationWindow:
                 # Where a model writes the query, some steps write a segment too, and some do not.
                 uneven = step.asked_s >= 0.5 * done.took_s > 0.0
                 beside_s = None if uneven else self.metrics.beside_s
-                self.policy.wrote(done.took_s, beside_s, step.cost_s)
+                # The guess by the text may be replaced, and the steps that follow be dropped.
+                before_s = step.cost_s if step.unencoded is None else None
+                self.policy.wrote(done.took_s, beside_s, before_s)
 
     def _stopped(self, done: Completed, span: Span) -> None:
         """Record that a writer whose step was dropped has stopped."""
@@ -458,6 +462,9 @@ class SpeculationWindow:
         if (known := self.rollback.query(step.before)) is not None:
             step.take(known)
             self.metrics.take_back(known.span)
+            if step.unencoded is not None:  # unless its encoding has arrived since
+                encoded = self.cascade.encoded(step.unencoded.text)
+                step.query, step.encoded = encoded or step.query, encoded is not None
             return
         if not self.parts.inline_query:
             self.write(FormQuery(step.before, speculative=self.follows_guess(step)), step)
@@ -500,14 +507,17 @@ class SpeculationWindow:
     def encode(self) -> bool:
         """Start encodings in the order of the steps, up to the lanes; return whether any started.
 
-        An encoding that no step waits for is cancelled.
+        One that no step waits for is cancelled if its lane is needed: after a rollback the same
+        query is often formed again.
         """
         if self.parts.inline_encode:
             return self._encode_rest()
         waiting = [query for step in self.steps if (query := step.unencoded) is not None]
-        texts = {query.text for query in waiting}
-        for text, need in self.in_flight.encoding.items():
-            if text not in texts and need not in self._cancelled:
+        texts, encoding = {query.text for query in waiting}, self.in_flight.encoding
+        missing = len(encoding) + len(texts - encoding.keys()) - self.parts.encode_lanes
+        unneeded = [need for text, need in encoding.items() if text not in texts]
+        for need in unneeded[: max(0, missing)]:
+            if need not in self._cancelled:
                 self._cancelled.add(need)
                 self.out.append(Cancel(need))
         started = False
@@ -557,17 +567,25 @@ class SpeculationWindow:
         """Drop what was written on guesses to which better ones have come; return if any was."""
         if not self.guesses.encoded_since or self.policy is None or self.sequential or self.held:
             return False
-        step = self.guesses.better(self.steps, self._previous_hits, writing=self.writer is not None)
-        if step is None:
-            return False
-        if step.used is not None:
-            if not self.policy.may_write(self.view(stalled=False)):
-                return False
-            self.roll_back(self.steps.index(step))
-            step.rewrite(None)
-            self.metrics.replaced += 1
-        self.guesses.replace(step)
-        return True
+        while (step := self.guesses.next_encoded(self.steps)) is not None:
+            previous, writing = self._previous_hits(step), self.writer is not None
+            if not self.guesses.is_second_better(step, previous, writing=writing) or (
+                step.used is not None and not self.policy.may_write(self.view(stalled=False))
+            ):
+                self._record_written(step)
+                continue
+            if step.used is not None:
+                self.roll_back(self.steps.index(step))
+                step.rewrite(None)
+                self.metrics.replaced += 1
+            step.cost_s += self.guesses.replace(step)
+            return True
+        return False
+
+    def _record_written(self, step: Step) -> None:
+        """Record the time of a step that was written before its query was encoded."""
+        if self.policy is not None and step.written and step.span is not None:
+            self.policy.wrote(step.span.ended_s - step.span.started_s, None, step.cost_s)
 
     def _previous_hits(self, step: Step) -> Hits | None:
         """Return the hits that the last step with a query before this one was given."""

@@ -165,7 +165,7 @@ def test_speculation_never_changes_the_answer(
     assert tally.share("step without retrieval") >= 0.25
     assert tally.share("look-ahead carried") >= 0.25
     assert tally.share("query cancelled") >= 0.05
-    assert tally.share("encoding cancelled") >= 0.04
+    assert tally.share("encoding cancelled") >= 0.01  # only where its lane is needed
     assert tally.share("segment begun before its encoding") >= 0.08
     assert tally.share("early guess replaced") >= 0.02
     assert tally.share("encoder failed on a dropped branch") >= 0.01

@@ -1,6 +1,8 @@
 """What wrong guesses may cost: by hand in virtual time, and in engines."""
 
 import asyncio
+import copy
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -195,6 +197,38 @@ def test_right_guesses_use_up_no_share() -> None:
     assert sum(one.accepted for one in stats[4:]) > 2 * len(stats[4:])
     assert sum(one.wasted_segments for one in stats) == 0
     assert stats[-1].wall_s < answers_with(0)[-1].wall_s
+
+
+class Asked(Costly):
+    """Forms its queries in a worker."""
+
+    inline_query = False
+
+
+@pytest.mark.parametrize("workload", [Costly, Asked])
+def test_what_is_kept_is_not_at_risk_after_a_request(workload: type[Costly]) -> None:
+    """Neither its segments, nor its queries, nor the call that found the answer to be complete."""
+    latencies = Latencies(extend_s=1.0, search_s=lambda _: 4.0, ask_s=0.1, encode_s=0.5)
+    share = WasteShare(0.9)
+    settings = Settings(
+        schedule=Continuous(lanes=STEPS), speculators=(Guesser(),), max_wasted_share=share
+    )
+    simulation = Simulation(workload(), Encoded(), latencies, settings)
+    for _ in range(3):
+        stats = simulation.run("").stats
+        assert stats.accepted > 3
+        assert stats.wasted_segments == 0
+
+    assert share._calls >= 3 * STEPS
+    assert share._at_risk == 0
+
+
+def test_a_share_is_copied_and_pickled() -> None:
+    """As settings are; a copy counts anew."""
+    settings = Settings(max_wasted_share=0.1)
+    for copied in (copy.deepcopy(settings), pickle.loads(pickle.dumps(settings))):
+        assert copied.max_wasted_share.limit == 0.1
+        assert copied.max_wasted_share is not settings.max_wasted_share
 
 
 def test_engines_share_a_share() -> None:

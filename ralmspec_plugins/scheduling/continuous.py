@@ -68,12 +68,13 @@ class ContinuousPolicy:
         sizes = [share] * free
         return [size for size in _within(sizes, view.pending) if size]
 
-    def wrote(self, seconds: float, beside_s: float | None = 0.0, before_s: float = 0.0) -> None:
+    def wrote(
+        self, seconds: float, beside_s: float | None = 0.0, before_s: float | None = 0.0
+    ) -> None:
         """Record the seconds of a step; if steps became much slower or faster, plan again."""
         usual_s = self._costs.step_s
         self._costs.wrote(seconds, beside_s, before_s)
-        step_s = self._costs.step_s
-        assert step_s is not None
+        step_s = self._costs.step_s or 0.0
         if usual_s is not None and not usual_s / 2 <= step_s <= 2 * usual_s:
             self._planned = False
 

@@ -203,17 +203,22 @@ class Costs:
             setattr(other, name, getattr(self, name).copy())
         return other
 
-    def wrote(self, seconds: float, beside_s: float | None = 0.0, before_s: float = 0.0) -> None:
+    def wrote(
+        self, seconds: float, beside_s: float | None = 0.0, before_s: float | None = 0.0
+    ) -> None:
         """Record the seconds of a step, from its query to its last token.
 
         Args:
             seconds: those of its segment.
             beside_s: its overlap with searches; `None` if it is not comparable with other segments.
-            before_s: the seconds before the segment: of forming the query, encoding and guessing.
+            before_s: the seconds before the segment: of forming the query, encoding and guessing;
+                `None` if they are not known yet: then the segment is recorded, and no step.
         """
         if beside_s is not None:
             self.contention.wrote(seconds, beside_s)
             seconds = self.contention.alone_s(seconds, beside_s)
+        if before_s is None:
+            return
         self._steps.append(before_s + seconds)
         self.step_s = median_low(tuple(self._steps))
 

@@ -169,7 +169,9 @@ class FixedStridePolicy:
             return []
         return [view.pending] if view.stalled or view.pending >= self._stride else []
 
-    def wrote(self, seconds: float, beside_s: float | None = 0.0, before_s: float = 0.0) -> None:
+    def wrote(
+        self, seconds: float, beside_s: float | None = 0.0, before_s: float | None = 0.0
+    ) -> None:
         """Do nothing: a fixed stride is not adapted."""
 
     def searched(self, search: Searched) -> None:
@@ -215,7 +217,9 @@ class OS3Policy(FixedStridePolicy):
         """Return whether hiding a search would save a noticeable share of a step."""
         return self._costs.worth_guessing()
 
-    def wrote(self, seconds: float, beside_s: float | None = 0.0, before_s: float = 0.0) -> None:
+    def wrote(
+        self, seconds: float, beside_s: float | None = 0.0, before_s: float | None = 0.0
+    ) -> None:
         """Record the seconds of a step."""
         self._costs.wrote(seconds, beside_s, before_s)
 

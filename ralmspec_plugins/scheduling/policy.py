@@ -42,10 +42,13 @@ class Policy(Protocol):
         """Return the sizes of the searches to start now, over the pending queries in order."""
         ...
 
-    def wrote(self, seconds: float, beside_s: float | None = 0.0, before_s: float = 0.0) -> None:
+    def wrote(
+        self, seconds: float, beside_s: float | None = 0.0, before_s: float | None = 0.0
+    ) -> None:
         """Record the seconds of a segment, its overlap with searches, and the seconds before it.
 
-        The overlap is `None` where segments are not comparable, since a model writes queries too.
+        The overlap is `None` where segments are not comparable, since a model writes queries too;
+        the seconds before it are, where they are not known yet.
         """
         ...
 

@@ -14,15 +14,17 @@ class GuessReplacement:
         self._costs = costs
         self._least_right = min_acceptance_rate
 
-    def worth_guessing_early(self, rate: float, ahead_s: float) -> bool:
+    def worth_guessing_early(self, rate: float, second: float, ahead_s: float) -> bool:
         """Return whether early guesses save more time than stopping the wrong ones costs.
 
         Args:
             rate: how often they are right.
+            second: how often the second ones are.
             ahead_s: by how many seconds they precede the second ones; may be infinite.
         """
         costs = self._costs
-        gain_s = rate * ahead_s - (1 - rate) * costs.stop_s
+        hidden_s = ahead_s + (1 - second) * costs.curve(1)
+        gain_s = rate * hidden_s - (1 - rate) * costs.stop_s
         return rate >= self._least_right and gain_s >= costs.WORTH_WRITING * (costs.step_s or 0.0)
 
     def worth_replacing(self, first: float, second: float, since_s: float, *, stops: bool) -> bool:

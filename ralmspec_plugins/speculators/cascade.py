@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 _UNKNOWN: Final = object()  # the generation of a speculator that cannot say it
 
 
-WorthEarly: TypeAlias = Callable[[float, float], bool]  # by a rate, and by seconds
+WorthEarly: TypeAlias = Callable[[float, float, float], bool]  # by two rates, and seconds
 
 
 class GuessedHits(NamedTuple):
@@ -66,7 +66,7 @@ class SpeculatorCascade:
         self.clock = clock
         self._complained = False
         self._speculators = tuple(speculators)
-        self._inline = [self._read(one, "inline", False, False) for one in self._speculators]
+        self._inline = [self._is(one, "inline") for one in self._speculators]
         self._after = [self._read(one, "guess_after", None, None) for one in self._speculators]
         self._rates = SpeculatorRates() if rates is None else rates
         self._memo = memo
@@ -152,8 +152,8 @@ class SpeculatorCascade:
         asked that are worth it; elsewhere those that precede all others.
 
         Args:
-            worth: decides by an acceptance rate, and by how many seconds a guess precedes one by
-                the encoding; `None`: no guess is replaced.
+            worth: decides by the acceptance rates of guesses by the text and by the encoding, and
+                by how many seconds the former precede; `None`: no guess is replaced.
         """
         asked = self._rates.order(len(self._speculators))
         again = self._turns_again(asked)
@@ -215,7 +215,7 @@ class SpeculatorCascade:
         return self._rates.chances(first.place, second.place)
 
     def _reads_text(self, place: int) -> bool:
-        return bool(self._read(self._speculators[place], "by_text", False, False))
+        return self._is(self._speculators[place], "by_text")
 
     def learn(self, query: Query, found: SearchResult) -> None:
         """Record the result of a search, even if its step was dropped.
@@ -270,6 +270,14 @@ class SpeculatorCascade:
         except Exception:  # noqa: BLE001 the plain loop does not read it
             self._complain(speculator)
             return failed
+
+    def _is(self, speculator: Speculator, name: str) -> bool:
+        """Return whether an optional attribute of a speculator is true; an error in it: no."""
+        try:
+            return bool(getattr(speculator, name, False))
+        except Exception:  # noqa: BLE001 the plain loop does not read it
+            self._complain(speculator)
+            return False
 
     def _complain(self, part: object) -> None:
         """Log an error of a part that only speculation uses, once for each request."""

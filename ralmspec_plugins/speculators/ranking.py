@@ -97,15 +97,15 @@ class SpeculatorRates:
                 (counts.second_right + PRIOR * expected[1]) / (counts.all + PRIOR),
             )
 
-    def ahead(self, early: int, late: int) -> tuple[float, float]:
-        """Return how often the guesses at a place are right, and by how much they precede others.
+    def ahead(self, early: int, late: int) -> tuple[float, float, float]:
+        """Return how often two speculators are right, and by how much the first precedes the other.
 
         Args:
             early: the place of a speculator that reads the text.
             late: that of one which reads the encoding.
 
         Returns:
-            The acceptance rate, and seconds; infinite before both have guessed.
+            Both acceptance rates, and seconds; infinite before both have guessed.
         """
         with self._lock:
             leads = [
@@ -113,7 +113,8 @@ class SpeculatorRates:
                 for place in (early, late)
                 if (counts := self._counts.get(place)) is not None and counts.all > 0.0
             ]
-            return self.rate(early), leads[0] - leads[1] if len(leads) == 2 else math.inf
+            ahead_s = leads[0] - leads[1] if len(leads) == 2 else math.inf
+            return self.rate(early), self.rate(late), ahead_s
 
     def rate(self, place: int) -> float:
         """Return the acceptance rate of the speculator at a place, 0 to 1."""

@@ -296,11 +296,12 @@ def test_when_an_early_guess_is_worth_making() -> None:
         costs_of(step_s=0.025, search_s=0.05, stop_s=0.005), 0.1
     ).worth_guessing_early
 
-    assert worth(0.5, 0.02)
-    assert not worth(0.15, 0.02)
-    assert worth(0.15, 0.15)
-    assert not worth(0.05, float("inf"))
-    assert GuessReplacement(Costs(), 0.1).worth_guessing_early(1.0, float("inf"))
+    assert worth(0.5, 1.0, 0.02)
+    assert not worth(0.15, 1.0, 0.02)
+    assert worth(0.15, 0.1, 0.02)  # the second one is seldom right
+    assert worth(0.15, 1.0, 0.15)
+    assert not worth(0.05, 1.0, float("inf"))
+    assert GuessReplacement(Costs(), 0.1).worth_guessing_early(1.0, 1.0, float("inf"))
 
 
 def test_the_chances_of_guesses_that_differ_are_learned() -> None:
@@ -322,8 +323,8 @@ def test_the_chances_of_guesses_that_differ_are_learned() -> None:
 def test_how_far_a_guess_is_ahead() -> None:
     """The difference of the leads; unknown before both have guessed."""
     rates = SpeculatorRates()
-    assert rates.ahead(0, 1) == (1.0, float("inf"))
+    assert rates.ahead(0, 1) == (1.0, 1.0, float("inf"))
     rates.record_outcome(0, True, 0.2)
-    assert rates.ahead(0, 1) == (1.0, float("inf"))
+    assert rates.ahead(0, 1) == (1.0, 1.0, float("inf"))
     rates.record_outcome(1, True, 0.05)
-    assert rates.ahead(0, 1) == (1.0, pytest.approx(0.15))
+    assert rates.ahead(0, 1) == (1.0, 1.0, pytest.approx(0.15))
