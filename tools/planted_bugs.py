@@ -703,8 +703,8 @@ BUGS = (
     Bug(
         "the steps behind a replaced guess are kept",
         "ralmspec_plugins/window.py",
-        "                self.roll_back(self.steps.index(step))\n                step.rewrite(None)\n",
-        "                step.rewrite(None)\n",
+        "self.roll_back(self.steps.index(step))\n                step.rewrite(None)\n",
+        "step.rewrite(None)\n",
     ),
     Bug(
         "what was written on a replaced guess is kept",
