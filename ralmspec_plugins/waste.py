@@ -47,7 +47,7 @@ class WasteShare:
         return f"WasteShare({self.limit})"
 
     def __reduce__(self) -> tuple[type["WasteShare"], tuple[float]]:
-        """Return what a copy is made of: it counts anew."""
+        """Return what a copy is made of: the limit, without the counts."""
         return WasteShare, (self.limit,)
 
     @property

@@ -224,7 +224,7 @@ def test_what_is_kept_is_not_at_risk_after_a_request(workload: type[Costly]) -> 
 
 
 def test_a_share_is_copied_and_pickled() -> None:
-    """As settings are; a copy counts anew."""
+    """As settings are; a copy begins without counts."""
     settings = Settings(max_wasted_share=0.1)
     for copied in (copy.deepcopy(settings), pickle.loads(pickle.dumps(settings))):
         assert copied.max_wasted_share.limit == 0.1

@@ -430,7 +430,7 @@ BUGS = (
         "tests/scheduling/test_dormancy.py",
     ),
     Bug(
-        "the call that finds an answer to be complete counts as wasted for ever",
+        "the call that finds an answer to be complete is counted as wasted",
         "ralmspec_plugins/window.py",
         "        self.budget.committed(self.steps[0])  # the step",
         "        # the step",
