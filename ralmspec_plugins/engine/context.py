@@ -172,9 +172,12 @@ class RequestContext:
         """Whether speculators should learn new results as soon as nothing else is to be done.
 
         Before a guess is made, they have learned all results in any case. So results are not
-        learned while guesses do not pay off, nor at the end of a request that shares none.
+        learned while guesses do not pay off, nor at the end of a request that shares none; nor
+        where there is always something else to be done, for the other requests of a crowd.
         """
         if not self.guesses.is_behind or (self.finish is not None and not self.session.teaches):
+            return False
+        if self.finish is None and self.session.costs.store.is_crowded:
             return False
         return self.worth_guessing
 

@@ -18,6 +18,7 @@ OWN: Final = 0.5  # share of a search that its thread computes, where nothing el
 KEPT: Final = 256  # samples for which that is known
 BUSY: Final = 0.8  # computed seconds a second, of the whole process, from which on threads wait
 SAMPLED_S: Final = 0.1  # between two samples
+CROWD: Final = 8  # requests in progress
 
 
 class ModelLoad:
@@ -217,6 +218,11 @@ class StoreTime:
     def end(self, request: object) -> None:
         """Count a request no longer."""
         self._requests.discard(request)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so many requests are in progress that hardly any is ever alone."""
+        return len(self._requests) > CROWD
 
     @property
     def computes_here(self) -> bool:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from ralmspec_plugins import AsyncEngine, Engine, FixedStride, Settings
-from ralmspec_plugins.effects import Confirmed, Work
+from ralmspec_plugins.effects import Confirmed, SearchResult, Work
 from ralmspec_plugins.engine.context import RequestContext
 from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.scheduling.load import CROWD
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
 from ralmspec_plugins.types import Hits, Query, as_request
 
@@ -160,3 +161,26 @@ async def test_nothing_is_learned_after_a_stream_was_closed() -> None:
     await asyncio.sleep(0.02)
 
     assert pupil.taught == taught
+
+
+class Other:
+    """A request in progress."""
+
+
+def test_in_a_crowd_they_learn_before_they_guess_only() -> None:
+    """While many requests are in progress there is always something else to be done."""
+    retriever = WordRetriever(TEXTS)
+    session = Session(EchoWorkload(), retriever, Settings(speculators=(Pupil(),)))
+    context = RequestContext(session, as_request("fox whale"))
+    query = Query("fox")
+    hits = retriever.search([query])[0]
+    context.guesses.learn(query, SearchResult(hits, hits))
+    others = [Other() for _ in range(CROWD + 1)]
+
+    assert context.may_learn
+    for other in others:
+        session.costs.store.begin(other)
+    assert not context.may_learn
+    session.costs.store.end(others.pop())
+    assert context.may_learn
+    context.close()
