@@ -160,9 +160,9 @@ def settings() -> Iterator[tuple[str, dict[str, Any]]]:
         "looked into, warm memo",
         {"pool": SharedPassageCache(), "memo": QueryCache(), "warm": True},
     )
-    yield "black box, cold", {"pool": None, "batching": "off"}
-    yield "black box, one at a time", {"pool": None, "batching": "off", "side_by_side": 1}
-    yield "black box, shared pool", {"pool": SharedPassageCache(), "batching": "off"}
+    yield "opaque retriever, cold", {"pool": None, "batching": "off"}
+    yield "opaque retriever, one at a time", {"pool": None, "batching": "off", "side_by_side": 1}
+    yield "opaque retriever, shared pool", {"pool": SharedPassageCache(), "batching": "off"}
 
 
 def count(
