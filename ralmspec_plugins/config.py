@@ -54,7 +54,7 @@ class Settings:
         capacity: passages in a request's own passage cache.
         eviction: what leaves a full one: "lru", "lfu" or "fifo".
         pool: a passage cache that all requests share, with a capacity and eviction of its own.
-        speculators: guess in place of the passage cache.
+        speculators: guess in place of the passage cache and of `Repetition`.
         memo: a query cache across requests: only where the index does not change.
         speculate: `False`: the plain loop.
         switch_interval_s: seconds, while running speculatively; `None`: Python's own, 5 ms.

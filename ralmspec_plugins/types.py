@@ -70,7 +70,7 @@ class Stats:
         guesses: guesses that a search accepted or rejected.
         accepted: guesses that a search accepted.
         reused: dropped segments that were reused in the answer.
-        replaced: guesses in use by a query's text that one by its encoding has replaced.
+        replaced: guesses by a query's text that were in use when one by its encoding replaced them.
         unguessed: why no segment was started on a guess; `None` if one was.
         limited_by: the bound of the settings that was reached, "max_wasted_tokens",
             "max_wasted_encodings" or "max_wasted_share", so that a guess was not used; `None` if

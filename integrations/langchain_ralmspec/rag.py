@@ -155,7 +155,8 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     batching: BatchMode = "exact"
     """Which batch searches are used: "exact", "probed" or "off" (docs/langchain.md)."""
     side_by_side: StrictInt = 8
-    """The maximum number of concurrent single calls of the retriever."""
+    """The maximum number of concurrent single calls of the retriever, and of queries that are
+    embedded in parallel where the embedding model is waited for."""
     pure: StrictBool | None = None
     """Whether the retriever finds the same documents for the same query; by default determined by
     its class."""

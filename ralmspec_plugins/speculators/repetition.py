@@ -9,7 +9,8 @@ class Repetition:
     """Guesses that a search finds again what the step before it has found.
 
     Queries of a text that is being written overlap: with one passage a step, 46 to 78 % of real
-    searches find what the one before has found (docs/benchmarks.md). This guess is made while the
+    searches find what the one before has found; with four, in the same order, 2 to 12 %
+    (docs/benchmarks.md). This guess is made while the
     query is being encoded, which counts where the encoder is remote. The scores of hits differ
     from query to query, so a workload that reads them never accepts it.
 
