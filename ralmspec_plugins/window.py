@@ -24,6 +24,7 @@ from ralmspec_plugins.effects import (
     Start,
     Work,
 )
+from ralmspec_plugins.encoding_lanes import EncodingLanes
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.guesses import StepGuesses
 from ralmspec_plugins.metrics import MetricsRecorder
@@ -71,6 +72,7 @@ class SpeculationWindow:
         self.metrics = MetricsRecorder()
         self.budget = WasteBudget(limits, self.metrics)
         self.in_flight = InFlight()
+        self.lanes = EncodingLanes(self.in_flight, parts.encode_lanes)
         self.rollback = RollbackCache(self.workload)
         self.root: Any = None  # the last committed state
         self.steps: list[Step] = []
@@ -81,7 +83,6 @@ class SpeculationWindow:
         self.stopping_s = 0.0  # the time at which a writer was last cancelled
         self.settled = SettledText(self.workload)
         self.out: list[Need] = []  # work and notices for the engine
-        self._cancelled: set[Encode] = set()
         self.guesses = StepGuesses(parts, cascade, policy, self.metrics)
 
     @property
@@ -345,8 +346,7 @@ class SpeculationWindow:
         """Set the encoded query, or the error, of every step that waits for it."""
         assert isinstance(done.need, Encode)
         text = done.need.query.text
-        stopped |= done.need in self._cancelled and isinstance(done.error, Cancelled)
-        self._cancelled.discard(done.need)
+        stopped |= self.lanes.ended(done.need) and isinstance(done.error, Cancelled)
         self.in_flight.complete(done.need, 0)
         self.metrics.done(done)
         if done.error is None:
@@ -505,29 +505,15 @@ class SpeculationWindow:
             step.encoded = True
 
     def encode(self) -> bool:
-        """Start encodings in the order of the steps, up to the lanes; return whether any started.
-
-        One that no step waits for is cancelled if its lane is needed: after a rollback the same
-        query is often formed again.
-        """
+        """Start encodings in the order of the steps, in free lanes; return whether any started."""
         if self.parts.inline_encode:
             return self._encode_rest()
         waiting = [query for step in self.steps if (query := step.unencoded) is not None]
-        texts, encoding = {query.text for query in waiting}, self.in_flight.encoding
-        missing = len(encoding) + len(texts - encoding.keys()) - self.parts.encode_lanes
-        unneeded = [need for text, need in encoding.items() if text not in texts]
-        for need in unneeded[: max(0, missing)]:
-            if need not in self._cancelled:
-                self._cancelled.add(need)
-                self.out.append(Cancel(need))
-        started = False
-        for query in waiting:
-            if len(self.in_flight.encoding) >= self.parts.encode_lanes:
-                break
-            if query.text not in self.in_flight.encoding:
-                self.start(Encode(query, self.any_follow_guess([query])))
-                started = True
-        return started
+        self.out += [Cancel(need) for need in self.lanes.to_cancel(waiting)]
+        started = self.lanes.to_start(waiting)
+        for query in started:
+            self.start(Encode(query, self.any_follow_guess([query])))
+        return bool(started)
 
     def _encode_rest(self) -> bool:
         """Encode the query of a retried step inline."""

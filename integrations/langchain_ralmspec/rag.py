@@ -146,7 +146,7 @@ class SpeculativeRAG(RunnableSerializable[Question, Given]):
     model reports: then its next searches are waited for. 0: no guess; `None`: no limit."""
     max_wasted_encodings: StrictInt | None = None
     """The same for the embeddings of queries that are not part of the answer."""
-    max_wasted_share: float | None = None
+    max_wasted_share: StrictFloat | StrictInt | None = None
     """The share of discarded calls among all calls of the model, 0 to 1, in all answers of this
     object and of its copies; with 0.1 the first call on a guess is made after nine others."""
     max_concurrent_calls: StrictInt | None = None

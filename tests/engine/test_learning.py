@@ -12,6 +12,7 @@ from ralmspec_plugins.effects import Confirmed, SearchResult, Work
 from ralmspec_plugins.engine.context import RequestContext
 from ralmspec_plugins.engine.session import Session
 from ralmspec_plugins.protocols import Progress
+from ralmspec_plugins.scheduling.cost_model import Costs
 from ralmspec_plugins.scheduling.load import CROWD
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
 from ralmspec_plugins.types import Hits, Query, as_request
@@ -56,6 +57,13 @@ class Telling(EchoWorkload):
         return super().extend(state, hits, progress)
 
 
+@pytest.fixture
+def guesses_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have guesses pay off although this thread may wait for a processor during one."""
+    monkeypatch.setattr(Costs, "QUICK_GUESS_S", 60.0)
+
+
+@pytest.mark.usefixtures("guesses_are_quick")
 def test_speculators_learn_while_the_segment_is_written() -> None:
     """What the first search found; the text does not wait for them."""
     begun = threading.Event()
@@ -68,6 +76,7 @@ def test_speculators_learn_while_the_segment_is_written() -> None:
     assert pupil.in_time == [True, True]
 
 
+@pytest.mark.usefixtures("guesses_are_quick")
 async def test_speculators_learn_while_the_segment_is_written_on_asyncio() -> None:
     """The same in tasks."""
     begun = threading.Event()
