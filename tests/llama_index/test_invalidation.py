@@ -25,14 +25,19 @@ class OwnStore(SimpleVectorStore):
 
 
 class HeldRetriever(BaseRetriever):
-    """A black box that can be held up when it has found its nodes."""
+    """A black box that can be held up when it has found its nodes.
+
+    Under `reading` the index may be changed: a search of LlamaIndex that runs beside a deletion
+    raises `KeyError`.
+    """
 
     def __init__(self, inner: BaseRetriever, found: Callable[[], None]) -> None:
         super().__init__()
-        self._inner, self._found = inner, found
+        self._inner, self._found, self.reading = inner, found, threading.Lock()
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        nodes = self._inner.retrieve(query_bundle)
+        with self.reading:
+            nodes = self._inner.retrieve(query_bundle)
         self._found()
         return nodes
 
@@ -131,7 +136,8 @@ def test_a_query_in_flight_teaches_nothing(asynchronous: bool, memo: bool) -> No
             ours.query(QUESTION)
 
     with hold.asking(ask):
-        deleted(index, gone)
+        with retriever.reading:
+            deleted(index, gone)
         ours.invalidate()
     llm.prompts.clear()
     after = seen(ours.query(QUESTION))
@@ -159,7 +165,8 @@ def test_the_retriever_alone(way: str) -> None:
             asyncio.run(given)
 
     with hold.asking(ask):
-        deleted(index, gone)
+        with retriever.reading:
+            deleted(index, gone)
         ours.invalidate()
     guess = ours.guess(QUESTION)
     found = seen_nodes(ours.retrieve(QUESTION))
