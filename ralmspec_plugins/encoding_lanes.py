@@ -1,6 +1,6 @@
 """Which queries of a request are encoded next, in lanes of their own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ralmspec_plugins.effects import Encode, InFlight
 from ralmspec_plugins.types import Query
@@ -13,12 +13,12 @@ class EncodingLanes:
     same query is often formed again.
     """
 
-    def __init__(self, in_flight: InFlight, lanes: int) -> None:
+    def __init__(self, in_flight: InFlight, lanes: Callable[[], int]) -> None:
         """Begin with free lanes.
 
         Args:
             in_flight: the work of the request.
-            lanes: the maximum number of encodings in parallel.
+            lanes: returns the maximum number of encodings in parallel, which may change.
         """
         self._encoding = in_flight.encoding  # by text
         self._lanes = lanes
@@ -27,7 +27,7 @@ class EncodingLanes:
     def to_cancel(self, waiting: Sequence[Query]) -> list[Encode]:
         """Return the encodings to cancel, so that these queries can be encoded."""
         texts = {query.text for query in waiting}
-        missing = len(self._encoding) + len(texts - self._encoding.keys()) - self._lanes
+        missing = len(self._encoding) + len(texts - self._encoding.keys()) - self._lanes()
         unneeded = [need for text, need in self._encoding.items() if text not in texts]
         found = [need for need in unneeded[: max(0, missing)] if need not in self._cancelled]
         self._cancelled.update(found)
@@ -39,7 +39,7 @@ class EncodingLanes:
         for query in waiting:
             if query.text not in self._encoding:
                 missing.setdefault(query.text, query)
-        return list(missing.values())[: max(0, self._lanes - len(self._encoding))]
+        return list(missing.values())[: max(0, self._lanes() - len(self._encoding))]
 
     def ended(self, need: Encode) -> bool:
         """Record that an encoding has ended; return whether it was cancelled."""

@@ -70,7 +70,7 @@ class StepGuesses:
         assert policy is not None
         if step.guessed:
             return None
-        self._requested = policy.worth_guessing()  # the latest step says why not
+        self._requested = policy.worth_guessing(early=not step.encoded)  # the latest says why not
         if not self._requested:
             return None
         step.guessed = True

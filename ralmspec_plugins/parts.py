@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.errors import ConfigError, InputError
@@ -37,7 +38,7 @@ class Parts:
         self.retriever = complete(retriever)
         self.inline_query: bool = workload.inline_query
         self.inline_encode: bool = getattr(self.retriever, "inline_encode", False)
-        self.encode_lanes = _lanes(self.retriever)
+        self._encode_lanes = _lanes(self.retriever)
         self.retrieves_once = bool(getattr(workload, "retrieves_once", False))
         self._query = _QueryMethod(_offered(workload, "query"))
         self._extend = _ExtendMethod(_offered(workload, "extend"))
@@ -54,6 +55,13 @@ class Parts:
                 f"{type(workload).__name__}: only one of extend() and aextend() has the parameter "
                 "'carried'; give it to both"
             )
+
+    @property
+    def encode_lanes(self) -> int:
+        """The number of queries that may be encoded at a time; a retriever may learn it."""
+        with suppress(Exception):  # the plain loop does not read it again
+            self._encode_lanes = _lanes(self.retriever)
+        return self._encode_lanes
 
     def form(self, state: Any, progress: Progress) -> Formed:
         """Form the next query of a state.

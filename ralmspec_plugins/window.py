@@ -72,7 +72,7 @@ class SpeculationWindow:
         self.metrics = MetricsRecorder()
         self.budget = WasteBudget(limits, self.metrics)
         self.in_flight = InFlight()
-        self.lanes = EncodingLanes(self.in_flight, parts.encode_lanes)
+        self.lanes = EncodingLanes(self.in_flight, lambda: parts.encode_lanes)
         self.rollback = RollbackCache(self.workload)
         self.root: Any = None  # the last committed state
         self.steps: list[Step] = []
@@ -151,7 +151,9 @@ class SpeculationWindow:
         """Return whether work ran as in the plain loop: nothing in parallel, no memory in use."""
         return self.in_flight.exclusive(need) and not self.speculated
 
-    def view(self, *, stalled: bool, pending: int | None = None) -> SchedulerState:
+    def view(
+        self, *, stalled: bool, pending: int | None = None, early: bool = False
+    ) -> SchedulerState:
         """Return the state for a policy; `pending` is passed if it was counted already."""
         if pending is None:
             pending = len(self.pending())
@@ -163,6 +165,7 @@ class SpeculationWindow:
             in_flight=len(self.in_flight.searching),
             ahead=sum(step.ahead for step in self.steps),
             stalled=stalled,
+            early=early,
         )
 
     def confirmed_failure(self) -> Failure | None:
@@ -351,6 +354,8 @@ class SpeculationWindow:
         self.metrics.done(done)
         if done.error is None:
             self.cascade.note_encoded(text, done.value)
+            if self.policy is not None:
+                self.policy.encoded(done.took_s)
         elif stopped:
             return  # a step that waits for it requests it again
         for step in self.steps:
@@ -544,7 +549,7 @@ class SpeculationWindow:
         if step.guess is None:
             return False
         self.guesses.had = True
-        if not self.policy.may_write(self.view(stalled=False)):
+        if not self.policy.may_write(self.view(stalled=False, early=not step.encoded)):
             return False
         self._use_guess(step, step.guess.hits)
         return True

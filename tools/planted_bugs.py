@@ -15,6 +15,7 @@ LOAD = "tests/scheduling/test_load.py"
 GARBAGE = "tests/scheduling/test_garbage.py"
 LEARNING = "tests/engine/test_learning.py"
 REPLACEMENT = "tests/speculators/test_replacement.py"
+ENCODINGS = "tests/speculators/test_hidden_encodings.py"
 
 
 @dataclass(frozen=True)
@@ -713,6 +714,41 @@ BUGS = (
         "                step.used = None\n",
     ),
     Bug(
+        "how many encodings a retriever bears is read once",
+        "ralmspec_plugins/parts.py",
+        "            self._encode_lanes = _lanes(self.retriever)\n        return",
+        "            pass\n        return",
+        "tests/langchain/test_rag_hosted_embeddings.py",
+    ),
+    Bug(
+        "one sample decides whether the encoder computes in this process",
+        "ralmspec_plugins/scheduling/encoder_time.py",
+        "return sum(samples) > len(samples) / 2",
+        "return any(samples)",
+        "tests/scheduling/test_load.py",
+    ),
+    Bug(
+        "an early guess is worth the search alone",
+        "ralmspec_plugins/scheduling/cost_model.py",
+        "return self.curve(1) + (self._encode_s if early else 0.0)",
+        "return self.curve(1)",
+        ENCODINGS,
+    ),
+    Bug(
+        "an encoding that this process computes counts as hidden",
+        "ralmspec_plugins/scheduling/cost_model.py",
+        "self._encode_s = 0.0 if self.encoder.computes_here else",
+        "self._encode_s =",
+        ENCODINGS,
+    ),
+    Bug(
+        "a guess for an encoded query counts as early",
+        "ralmspec_plugins/guesses.py",
+        "worth_guessing(early=not step.encoded)",
+        "worth_guessing(early=True)",
+        ENCODINGS,
+    ),
+    Bug(
         "a guess is replaced by one that is wrong more often",
         "ralmspec_plugins/guesses.py",
         "(outcomes[0], outcomes[1])",
@@ -750,7 +786,7 @@ BUGS = (
     Bug(
         "a step is repeated where the encoder computes in this process",
         "ralmspec_plugins/engine/session.py",
-        "return Repetition(unless=self._encodes_here), pool",
+        "return Repetition(unless=lambda: self.costs.encoder.computes_here), pool",
         "return Repetition(), pool",
         "tests/speculators/test_repetition.py",
     ),

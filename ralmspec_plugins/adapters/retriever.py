@@ -265,14 +265,18 @@ class HostSearch(Generic[HostT]):
         if native is None:
             asked = QueryPayload()
         else:
-            with self._known.embedding_time.search():
+            with self._known.embedding_time.in_thread():
                 asked = native.embedder.embed(text)
         return Query(text, replace(asked, calls=calls or self._host.calls))
 
     async def aencode(self, text: str, calls: Any = None) -> Query:
         """Return the query of a text, embedded as the store's asynchronous search does."""
         native = self.look().native
-        asked = QueryPayload() if native is None else await native.embedder.aembed(text)
+        if native is None:
+            asked = QueryPayload()
+        else:
+            with self._known.embedding_time.awaited():
+                asked = await native.embedder.aembed(text)
         return Query(text, replace(asked, calls=calls or self._host.calls))
 
     def table(self, capacity: int) -> HostTable:

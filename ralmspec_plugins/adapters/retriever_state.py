@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from ralmspec_plugins.adapters.batch_search import BatchSearch, Scored, Vector
 from ralmspec_plugins.errors import ConfigError, InputError
-from ralmspec_plugins.scheduling.load import StoreTime
+from ralmspec_plugins.scheduling.encoder_time import EncoderTime
 from ralmspec_plugins.types import Hit, Hits, Query
 
 # Payloads of queries and hits: vectors, and call settings.
@@ -283,7 +283,7 @@ class RetrieverState:
         self._probes = 0
         self._stats = HostStats()
         self.steadiness = ChangeDetector()
-        self.embedding_time = StoreTime()  # of queries, in threads
+        self.embedding_time = EncoderTime()  # of queries
 
     def look(self, signature: Hashable, at: Any) -> RetrieverSnapshot:
         """Return the current snapshot of a retriever."""

@@ -91,8 +91,8 @@ class RequestContext:
 
     @property
     def worth_guessing(self) -> bool:
-        """Whether guesses pay off now."""
-        return self._policy is not None and self._policy.worth_guessing()
+        """Whether guesses pay off now, made before or after a query is encoded."""
+        return self._policy is not None and self._policy.worth_guessing(early=True)
 
     @contextmanager
     def in_caller(self, need: Work) -> Iterator[None]:

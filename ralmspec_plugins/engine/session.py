@@ -292,11 +292,7 @@ class Session:
         )
         if self.parts.inline_encode or self.workload.reads_scores or pool.by_text:
             return (pool,)
-        return Repetition(unless=self._encodes_here), pool
-
-    def _encodes_here(self) -> bool:
-        """Return whether encodings are computed in this process, and so delay what is written."""
-        return self.costs.encoder.computes_here or self.costs.awaited_encoder.computes_here
+        return Repetition(unless=lambda: self.costs.encoder.computes_here), pool
 
     def search(self, queries: Sequence[Query], *, widely: bool = True) -> list[SearchResult]:
         """Search one batch; `widely`, with prefetched hits if the ranking is the same."""
@@ -315,12 +311,12 @@ class Session:
 
     def encode(self, text: str) -> Query:
         """Encode one query in this thread."""
-        with self.costs.encoder.search() if self._is_timed_here else nullcontext():
+        with self.costs.encoder.in_thread() if self._is_timed_here else nullcontext():
             return self.parts.encode(text)
 
     async def aencode(self, text: str) -> Query:
         """Encode one query with an asynchronous retriever."""
-        with self.costs.awaited_encoder.waiting() if self._is_timed_here else nullcontext():
+        with self.costs.encoder.awaited() if self._is_timed_here else nullcontext():
             return await self.parts.aencode(text)
 
     def _timed(self) -> AbstractContextManager[None]:

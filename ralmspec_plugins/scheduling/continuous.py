@@ -32,9 +32,13 @@ class ContinuousPolicy:
         self._gathering = False
         self._trial_from: int | None = None  # pending queries at the start of a trial
 
-    def worth_guessing(self) -> bool:
-        """Return whether hiding a search would save a noticeable share of a step."""
-        return self._costs.worth_guessing()
+    def worth_guessing(self, *, early: bool = False) -> bool:
+        """Return whether hiding a search would save a noticeable share of a step.
+
+        Args:
+            early: whether the encoding of the query is hidden, too.
+        """
+        return self._costs.worth_guessing(early=early)
 
     def worth_prefetching(self) -> bool:
         """Return whether guesses are made, and are right often enough to be used; or as a trial."""
@@ -50,8 +54,10 @@ class ContinuousPolicy:
         beside = self._costs.worth_writing_beside(view.ahead)
         if not beside and (view.searching or self._is_due(view)):
             return False
-        window = 1 if self._costs.careful else self._window
-        return view.ahead < window and self._costs.worth_writing(self._least_right)
+        window = 1 if self._costs.is_careful(early=view.early) else self._window
+        if view.ahead >= window:
+            return False
+        return self._costs.worth_writing(self._least_right, early=view.early)
 
     def batches(self, view: SchedulerState) -> list[int]:
         """Return the batch of each free lane: one query, or a share of them if there are more."""
@@ -82,6 +88,10 @@ class ContinuousPolicy:
         """Add a search to the batch curve; what the next one waits for is planned again."""
         self._costs.searched(search)
         self._planned = False
+
+    def encoded(self, seconds: float) -> None:
+        """Record the seconds of an encoding, which an early guess hides."""
+        self._costs.encoded(seconds)
 
     def stopped(self, seconds: float) -> None:
         """Record the cost of a wrong guess."""

@@ -7,7 +7,8 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import median, median_low
 
-from ralmspec_plugins.scheduling.load import AwaitedTime, ModelLoad, StoreTime
+from ralmspec_plugins.scheduling.encoder_time import EncoderTime
+from ralmspec_plugins.scheduling.load import ModelLoad, StoreTime
 
 RECENT = 5  # kept measurements of one kind
 FORGET_AFTER = 64  # searches after which a size that no longer occurs is measured again
@@ -148,8 +149,8 @@ class Contention:
 class Costs:
     """Costs measured by all requests of an engine, and whether speculation pays off.
 
-    A right guess hides up to b(1) seconds of a search; a wrong one costs the time
-    until its segment has stopped.
+    A right guess hides up to b(1) seconds of a search, and the encoding of its query, too, if it
+    is made before that; a wrong one costs the time until its segment has stopped.
     """
 
     GUESSES = 32  # guesses in the average acceptance rate
@@ -177,17 +178,19 @@ class Costs:
         self.curve = curve or BatchCurve()
         self.load = load or ModelLoad()
         self.store = store or StoreTime()
-        self.encoder, self.awaited_encoder = StoreTime(), AwaitedTime()
+        self.encoder = EncoderTime()
         self.contention = Contention()
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._stops: deque[float] = deque(maxlen=RECENT)
         self._searches = 0
+        self._encodings: deque[float] = deque(maxlen=RECENT)
         self._since_stop = 0  # outcomes since a segment was last stopped
         self._guessing: deque[float] = deque(maxlen=RECENT)
         self._guess_s = 0.0  # usual duration of a guess
         self._guesses: deque[bool] = deque(maxlen=self.GUESSES)
         # Policies read these several times a step, so they are computed when they change.
         self.step_s: float | None = None  # usual duration of a step
+        self._encode_s = 0.0  # what a guess made before a query is encoded hides of its encoding
         self.guess_rate = 1.0  # acceptance rate, with two right guesses as the prior
         self._careful_rate = 0.5  # acceptance rate, with one right and one wrong as the prior
         self._side_by_side_s = 0.0  # fixed cost of a search for a segment in parallel
@@ -199,7 +202,7 @@ class Costs:
         """
         other = copy.copy(self)
         other.curve, other.contention = self.curve.copy(), Contention()
-        for name in ("_steps", "_stops", "_guessing", "_guesses"):
+        for name in ("_steps", "_stops", "_encodings", "_guessing", "_guesses"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
@@ -232,6 +235,11 @@ class Costs:
         hidden_s = self.store.hidden_s(search.seconds)
         self.curve.observe(search.queries, min(alone_s, hidden_s))
 
+    def encoded(self, seconds: float) -> None:
+        """Record the seconds of an encoding that a worker made, or that was awaited."""
+        self._encodings.append(seconds)
+        self._encode_s = 0.0 if self.encoder.computes_here else median_low(tuple(self._encodings))
+
     def stopped(self, seconds: float) -> None:
         """Record the seconds from the cancellation of a segment to its end."""
         self._stops.append(seconds)
@@ -250,11 +258,19 @@ class Costs:
         self._careful_rate = (sum(guesses) + 1) / (len(guesses) + 2)
         self._since_stop += 1
 
-    def worth_guessing(self) -> bool:
-        """Return whether the time that right guesses hide exceeds the time of all guesses."""
+    def _hidden_s(self, *, early: bool) -> float:
+        """Return the most seconds that a right guess hides."""
+        return self.curve(1) + (self._encode_s if early else 0.0)
+
+    def worth_guessing(self, *, early: bool = False) -> bool:
+        """Return whether the time that right guesses hide exceeds the time of all guesses.
+
+        Args:
+            early: whether they are made before their query is encoded.
+        """
         if not self.curve.points:
             return True
-        most_s = self.curve(1) - self._side_by_side_s
+        most_s = self._hidden_s(early=early) - self._side_by_side_s
         if self.step_s is None:
             return most_s > 0.0
         if most_s < self.WORTH_GUESSING * self.step_s:
@@ -269,16 +285,19 @@ class Costs:
         """
         if self._is_seldom_right(min_acceptance_rate) and self._searches % self.PREFETCH_TRIAL:
             return False
-        return self.worth_guessing()
+        return self.worth_guessing(early=True)  # guesses by a query's text may use them, too
 
     def _is_seldom_right(self, min_acceptance_rate: float) -> bool:
         return len(self._guesses) >= 8 and self.guess_rate < min_acceptance_rate
 
-    def worth_writing(self, min_acceptance_rate: float = MIN_ACCEPTANCE_RATE) -> bool:
+    def worth_writing(
+        self, min_acceptance_rate: float = MIN_ACCEPTANCE_RATE, *, early: bool = False
+    ) -> bool:
         """Return whether speculative segments save more than wrong guesses cost.
 
         Args:
             min_acceptance_rate: the acceptance rate below which the result is false.
+            early: whether they begin before their query is encoded.
         """
         step_s = self.step_s
         if self._is_seldom_right(min_acceptance_rate):
@@ -286,19 +305,22 @@ class Costs:
         if step_s is None or not self.curve.points:
             return True
         rate = self._careful_rate
-        gain_s = rate * self.curve(1) - (1 - rate) * self.stop_s - self._side_by_side_s
+        hidden_s = self._hidden_s(early=early)
+        gain_s = rate * hidden_s - (1 - rate) * self.stop_s - self._side_by_side_s
         return gain_s >= self.WORTH_WRITING * step_s
 
-    @property
-    def careful(self) -> bool:
-        """Whether to wait for the first outcome of a guess before more is written on guesses.
+    def is_careful(self, *, early: bool = False) -> bool:
+        """Return whether to wait for the first outcome of a guess before the next one is used.
 
         That is while no outcome is known, unless a search is much longer than a step: the
         discarded segments are then written while the model would wait.
+
+        Args:
+            early: whether guesses are made before their query is encoded.
         """
         if self._guesses or self.step_s is None or not self.curve.points:
             return False
-        return self.curve(1) < self.LONG_SEARCH * self.step_s
+        return self._hidden_s(early=early) < self.LONG_SEARCH * self.step_s
 
     @property
     def stop_s(self) -> float:

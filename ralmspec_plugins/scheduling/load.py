@@ -92,56 +92,8 @@ def _capacity(usual: Mapping[int, float]) -> float:
     return best * usual[fewest]
 
 
-class AwaitedTime:
-    """Whether this process computes while something is awaited, such as an encoding.
-
-    An awaited function may wait for another machine, or have a thread of this process compute.
-    The latter delays what is generated meanwhile. Sampled, as `StoreTime`; for one event loop.
-
-    >>> now_s, computed_s = 0.0, 0.0
-    >>> encoder = AwaitedTime(lambda: now_s, lambda: computed_s)
-    >>> with encoder.waiting():
-    ...     now_s, computed_s = 0.2, 0.15
-    >>> encoder.computes_here
-    True
-    """
-
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.perf_counter,
-        computed: Callable[[], float] = time.process_time,
-    ) -> None:
-        """Create a time without samples: it counts as that of another machine.
-
-        Args:
-            clock: returns the time in seconds.
-            computed: returns the seconds that this process has computed.
-        """
-        self._shares: deque[float] = deque(maxlen=RECENT)
-        self._clock, self._computed = clock, computed
-        self._next_s = clock()  # when the next one is sampled
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Sample what the body awaits, unless that raises."""
-        began_s = self._clock()
-        if began_s < self._next_s:
-            yield
-            return
-        self._next_s = began_s + SAMPLED_S
-        computed_s = self._computed()
-        yield
-        computed_s = self._computed() - computed_s
-        self._shares.append(computed_s / max(self._clock() - began_s, computed_s, 1e-9))
-
-    @property
-    def computes_here(self) -> bool:
-        """Whether the process usually computed for half of the time or more."""
-        return bool(self._shares) and median_low(tuple(self._shares)) >= OWN
-
-
 class StoreTime:
-    """What searches, or encodings, compute in the threads that make them, and how busy all are.
+    """What searches compute in the threads that make them, and how busy all are.
 
     A search of a store in this process takes longer while other requests compute: it waits for
     the processor, or for Python's lock. A guess cannot hide that time, since what is generated
@@ -228,11 +180,6 @@ class StoreTime:
     def computes_here(self) -> bool:
         """Whether a recent search was computed by the thread that made it."""
         return self._since < KEPT
-
-    @property
-    def waits(self) -> bool:
-        """Whether what was sampled did not compute in the threads that made it."""
-        return bool(self._own) and not self.computes_here
 
     def hidden_s(self, seconds: float) -> float:
         """Return how much of a search of so many seconds a right guess hides."""

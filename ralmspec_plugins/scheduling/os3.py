@@ -149,7 +149,7 @@ class FixedStridePolicy:
         self._overlap = overlap
         self._stride = stride
 
-    def worth_guessing(self) -> bool:
+    def worth_guessing(self, *, early: bool = False) -> bool:
         """Return true: a fixed stride reproduces the paper."""
         return True
 
@@ -177,6 +177,9 @@ class FixedStridePolicy:
     def searched(self, search: Searched) -> None:
         """Add a search to the batch curve."""
         self._costs.searched(search)
+
+    def encoded(self, seconds: float) -> None:
+        """Do nothing: a fixed stride is not adapted."""
 
     def stopped(self, seconds: float) -> None:
         """Do nothing: a fixed stride is not adapted."""
@@ -211,11 +214,15 @@ class OS3Policy(FixedStridePolicy):
         self._renew(view)
         if view.searching and not self._costs.worth_writing_beside(view.ahead):
             return False
-        return super().may_write(view) and self._costs.worth_writing()
+        return super().may_write(view) and self._costs.worth_writing(early=view.early)
 
-    def worth_guessing(self) -> bool:
-        """Return whether hiding a search would save a noticeable share of a step."""
-        return self._costs.worth_guessing()
+    def worth_guessing(self, *, early: bool = False) -> bool:
+        """Return whether hiding a search would save a noticeable share of a step.
+
+        Args:
+            early: whether the encoding of the query is hidden, too.
+        """
+        return self._costs.worth_guessing(early=early)
 
     def wrote(
         self, seconds: float, beside_s: float | None = 0.0, before_s: float | None = 0.0
@@ -235,6 +242,10 @@ class OS3Policy(FixedStridePolicy):
         if sizes:
             self._rounds.append([])
         return sizes
+
+    def encoded(self, seconds: float) -> None:
+        """Record the seconds of an encoding, which an early guess hides."""
+        self._costs.encoded(seconds)
 
     def stopped(self, seconds: float) -> None:
         """Record the cost of a wrong guess."""

@@ -16,6 +16,7 @@ class SchedulerState:
     in_flight: int  # queries in them
     ahead: int  # steps whose segment depends on an unverified guess
     stalled: bool  # nothing can be generated until a search returns
+    early: bool = False  # the guess in question was made before its query is encoded
 
 
 class Policy(Protocol):
@@ -26,8 +27,8 @@ class Policy(Protocol):
         """Decides when a second guess replaces the first; `None`: a guess stays until verified."""
         ...
 
-    def worth_guessing(self) -> bool:
-        """Return whether to call the speculators."""
+    def worth_guessing(self, *, early: bool = False) -> bool:
+        """Return whether to call the speculators; `early`: before the query is encoded."""
         ...
 
     def worth_prefetching(self) -> bool:
@@ -54,6 +55,10 @@ class Policy(Protocol):
 
     def searched(self, search: Searched) -> None:
         """Record the seconds of a search, and its overlap with generation."""
+        ...
+
+    def encoded(self, seconds: float) -> None:
+        """Record the seconds of an encoding in parallel with the loop."""
         ...
 
     def stopped(self, seconds: float) -> None:

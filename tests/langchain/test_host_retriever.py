@@ -136,16 +136,32 @@ class PacedEmbeddings(WordEmbeddings):
         return super().embed_query(text)
 
 
+class PacedAsyncEmbeddings(PacedEmbeddings):
+    """The same, for an event loop."""
+
+    async def aembed_query(self, text: str) -> list[float]:
+        if self.computes:
+            return await asyncio.to_thread(self.embed_query, text)
+        await asyncio.sleep(0.002)
+        return WordEmbeddings.embed_query(self, text)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize(("computes", "lanes"), [(True, 1), (False, 5)])
-def test_embeddings_that_are_waited_for_are_made_side_by_side(computes: bool, lanes: int) -> None:
+def test_embeddings_that_are_waited_for_are_made_side_by_side(
+    computes: bool, lanes: int, asynchronous: bool
+) -> None:
     """A model in this process may not bear that; before the first embedding it is not known."""
-    embeddings = PacedEmbeddings()
+    embeddings = PacedAsyncEmbeddings()
     embeddings.computes = computes
     store = InMemoryVectorStore(embeddings)
     store.add_texts(["red fox", "blue whale"])
     host = HostRetriever(store.as_retriever(), side_by_side=5)
     before = host.encode_lanes
-    host.encode("fox")
+    if asynchronous:
+        asyncio.run(host.aencode("fox"))
+    else:
+        host.encode("fox")
 
     assert (before, host.encode_lanes) == (1, lanes)
     assert host.for_call({"tags": ["one"]}).encode_lanes == lanes

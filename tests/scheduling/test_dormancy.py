@@ -82,7 +82,7 @@ def computing(engine: BaseEngine[Any, Any]) -> None:
 @pytest.fixture
 def plainly(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Note of each request whether it was answered plainly; guessing does not pay off."""
-    monkeypatch.setattr(Costs, "worth_guessing", lambda _: False)
+    monkeypatch.setattr(Costs, "worth_guessing", lambda _, **__: False)
     seen: list[bool] = []
     create = RequestContext.__init__
 

@@ -23,7 +23,8 @@ from ralmspec_plugins import (
 from ralmspec_plugins.protocols import Progress
 from ralmspec_plugins.scheduling import load
 from ralmspec_plugins.scheduling.cost_model import Costs, Searched
-from ralmspec_plugins.scheduling.load import KEPT, AwaitedTime, ModelLoad, StoreTime
+from ralmspec_plugins.scheduling.encoder_time import EncoderTime
+from ralmspec_plugins.scheduling.load import KEPT, ModelLoad, StoreTime
 from ralmspec_plugins.scheduling.policy import SchedulerState
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
 from ralmspec_plugins.types import Answer, Hits, Query
@@ -255,18 +256,22 @@ def test_one_of_many_searches_in_parallel_is_sampled() -> None:
     assert read == [0.0, 0.05]
 
 
-def test_an_awaited_encoder_computes_here_if_it_mostly_does() -> None:
-    """One busy moment of the process says nothing of the encoder."""
+@pytest.mark.parametrize("awaited", [True, False])
+def test_an_encoder_computes_here_if_it_mostly_does(awaited: bool) -> None:
+    """One busy moment says nothing of the encoder; nor does a client that is set up first."""
     clocks = Clocks()
-    encoder = AwaitedTime(lambda: clocks.now_s, lambda: clocks.computed_s)
+    computed = lambda: clocks.computed_s  # noqa: E731
+    own = (lambda: 0.0) if awaited else computed
+    encoder = EncoderTime(lambda: clocks.now_s, own, computed if awaited else lambda: 0.0)
     seen = []
-    for computed_s in (0.01, 0.19, 0.01, 0.15, 0.15, 0.15):
-        with encoder.waiting():
+    for computed_s in (0.19, 0.01, 0.01, 0.15, 0.15, 0.07, 0.15):
+        with encoder.awaited() if awaited else encoder.in_thread():
             clocks.now_s += 0.2
             clocks.computed_s += computed_s
-        seen.append(encoder.computes_here)
+        seen.append((encoder.computes_here, encoder.waits))
 
-    assert seen == [False, False, False, False, True, True]
+    here = [True, False, False, False, True, not awaited, True]
+    assert seen == [(one, not one) for one in here]
 
 
 @pytest.mark.parametrize(("own_s", "worth"), [(0.0005, False), (0.00001, True)])

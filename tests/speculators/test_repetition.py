@@ -19,8 +19,8 @@ from ralmspec_plugins import (
 )
 from ralmspec_plugins.plain import plain
 from ralmspec_plugins.protocols import Progress
-from ralmspec_plugins.scheduling import load
-from ralmspec_plugins.scheduling.load import AwaitedTime, StoreTime
+from ralmspec_plugins.scheduling import encoder_time
+from ralmspec_plugins.scheduling.encoder_time import EncoderTime
 from ralmspec_plugins.speculators import PassageCache, Repetition, SharedPassageCache
 from ralmspec_plugins.testing import WordRetriever
 from ralmspec_plugins.types import Answer, Hits, Query
@@ -159,9 +159,8 @@ def test_it_makes_no_guess_while_this_process_encodes(
     computes: bool, awaited: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an encoder computes here delays what is written meanwhile; what is awaited does not."""
-    monkeypatch.setattr(load, "SAMPLED_S", 0.0)
-    measure = AwaitedTime if awaited else StoreTime
-    monkeypatch.setattr(measure, "computes_here", property(lambda _: computes))
+    monkeypatch.setattr(encoder_time, "SAMPLED_S", 0.0)
+    monkeypatch.setattr(EncoderTime, "computes_here", property(lambda _: computes))
     guesses: list[Hits | None] = []
     guess = Repetition.guess_after
 
@@ -172,11 +171,11 @@ def test_it_makes_no_guess_while_this_process_encodes(
     monkeypatch.setattr(Repetition, "guess_after", watched)
     if awaited:
         answer, engine = asyncio.run(_on_asyncio(Awaited()))
-        assert engine._session.costs.awaited_encoder._shares
+        assert engine._session.costs.encoder._samples
     else:
         with Engine(Chapters(), Topics()) as threads:
             answer = threads.run(PROMPT)
-        assert threads._session.costs.encoder._own
+        assert threads._session.costs.encoder._samples
 
     assert answer == plain(Chapters(), Topics(), PROMPT)
     assert guesses
