@@ -45,19 +45,20 @@ def as_users_have_it() -> Iterator[None]:
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream", "astream"])
 def test_embeddings_are_hidden_and_made_side_by_side(way: str) -> None:
-    """The search takes microseconds: it alone would not be worth a guess."""
+    """In the first request, too. The search takes microseconds: it alone is not worth a guess."""
     calls = CallsAtOnce()
     store = InMemoryVectorStore(Hosted(size=16, calls=calls))
     store.add_documents(documents())
     retriever = store.as_retriever(search_kwargs={"k": 1})
     llm = HashLLM(hook=lambda _: time.sleep(0.005), ahook=lambda _: asyncio.sleep(0.005))
-    rag, hand = rag_of(llm, retriever, "interval"), by_hand(llm, retriever, "interval")
+    hand = by_hand(llm, retriever, "interval")
 
     expected = [values(called(hand, one, "invoke")) for one in QUESTIONS[:6]]
     calls.most = 0
-    replies = [called(rag, one, way) for one in QUESTIONS[:6]]
+    rags = [rag_of(llm, retriever, "interval") for _ in range(6)]
+    replies = [called(rag, one, way) for rag, one in zip(rags, QUESTIONS, strict=False)]
 
     assert [values(reply) for reply in replies] == expected
     assert sum(stats_of(reply).guesses for reply in replies) >= 10
     assert sum(stats_of(reply).accepted for reply in replies) >= 5
-    assert calls.most > 1
+    assert calls.most > 2  # one more may be of the host itself, whose search is compared
