@@ -119,15 +119,6 @@ class HostRetriever(HostSearch["_Called"]):
         known = RetrieverState(partial(prepared, mode=batch, pure=pure))
         super().__init__(_Called(retriever, config, kwargs, calls), known, side_by_side)
 
-    @property
-    def encode_lanes(self) -> int:
-        """The number of queries that may be embedded at a time.
-
-        More than one as soon as it is known that embeddings are waited for: a model in this
-        process may not be callable by several threads at once.
-        """
-        return self._side_by_side if self._known.embedding_time.waits else 1
-
     def for_call(
         self,
         config: RunnableConfig | None,

@@ -59,7 +59,8 @@ class HostRetriever(HostSearch["_Called"]):
             batch: "exact": only batch searches whose results do not depend on the batch by
                 construction; "probed": all, with one query of each batch compared with the
                 host's own single search; "off": none.
-            side_by_side: the maximum number of concurrent single calls.
+            side_by_side: the maximum number of concurrent single calls, and of embeddings that
+                are waited for.
             pure: whether the same query finds the same nodes, without side effects; `None`:
                 determined by the classes inside.
 

@@ -242,6 +242,15 @@ class HostSearch(Generic[HostT]):
         return self.look().native is None
 
     @property
+    def encode_lanes(self) -> int:
+        """The number of queries that may be embedded at a time.
+
+        More than one as soon as it is known that embeddings are waited for: a model in this
+        process may not be callable by several threads at once.
+        """
+        return self._side_by_side if self._known.embedding_time.waits else 1
+
+    @property
     def stats(self) -> HostStats:
         """The counts of calls of the host, for all callers together."""
         return self._known.stats
