@@ -714,6 +714,20 @@ BUGS = (
         "                step.used = None\n",
     ),
     Bug(
+        "a crowd that uses the processor up speculates",
+        "ralmspec_plugins/scheduling/load.py",
+        "return self._is_busy and self.is_crowded",
+        "return False",
+        LOAD,
+    ),
+    Bug(
+        "a crowd never speculates, although the model has room",
+        "ralmspec_plugins/scheduling/cost_model.py",
+        "return isinf(self.load.capacity) and self.store.is_swamped",
+        "return self.store.is_swamped",
+        LOAD,
+    ),
+    Bug(
         "how many encodings a retriever bears is read once",
         "ralmspec_plugins/parts.py",
         "            self._encode_lanes = _lanes(self.retriever)\n        return",

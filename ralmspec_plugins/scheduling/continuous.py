@@ -49,7 +49,7 @@ class ContinuousPolicy:
 
         The window has room, and the model is not busy with the segments of other requests.
         """
-        if not self._costs.load.has_room():
+        if self._costs.is_swamped or not self._costs.load.has_room():
             return False
         beside = self._costs.worth_writing_beside(view.ahead)
         if not beside and (view.searching or self._is_due(view)):

@@ -5,6 +5,7 @@ import threading
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
+from math import isinf
 from statistics import median, median_low
 
 from ralmspec_plugins.scheduling.encoder_time import EncoderTime
@@ -235,6 +236,15 @@ class Costs:
         hidden_s = self.store.hidden_s(search.seconds)
         self.curve.observe(search.queries, min(alone_s, hidden_s))
 
+    @property
+    def is_swamped(self) -> bool:
+        """Whether all that is done for a request delays the others.
+
+        A crowd uses the processor up, and how many segments the model generates at once is not
+        known: either too little was measured, or it generates them elsewhere.
+        """
+        return isinf(self.load.capacity) and self.store.is_swamped
+
     def encoded(self, seconds: float) -> None:
         """Record the seconds of an encoding that a worker made, or that was awaited."""
         self._encodings.append(seconds)
@@ -265,9 +275,13 @@ class Costs:
     def worth_guessing(self, *, early: bool = False) -> bool:
         """Return whether the time that right guesses hide exceeds the time of all guesses.
 
+        It does not while the process is swamped with requests.
+
         Args:
             early: whether they are made before their query is encoded.
         """
+        if self.is_swamped:
+            return False
         if not self.curve.points:
             return True
         most_s = self._hidden_s(early=early) - self._side_by_side_s

@@ -177,6 +177,11 @@ class StoreTime:
         return len(self._requests) > CROWD
 
     @property
+    def is_swamped(self) -> bool:
+        """Whether a crowd of requests uses the processor up, or Python's lock."""
+        return self._is_busy and self.is_crowded
+
+    @property
     def computes_here(self) -> bool:
         """Whether a recent search was computed by the thread that made it."""
         return self._since < KEPT

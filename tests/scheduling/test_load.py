@@ -292,6 +292,34 @@ def test_many_requests_over_a_store_in_this_process_do_not_guess(
     assert (worth, worth) == (unwritten, costs.worth_guessing())
 
 
+@pytest.mark.parametrize(
+    ("requests", "busy", "parallel", "speculates"),
+    [
+        (9, 1.0, {}, False),
+        (9, 1.0, {1: 0.1, 64: 0.1}, False),  # generated elsewhere, and each takes some time here
+        (9, 1.0, {1: 0.1, 8: 0.1, 32: 0.4}, True),  # the model is known to generate 8 at once
+        (8, 1.0, {}, True),
+        (9, 0.5, {}, True),
+    ],
+)
+def test_nothing_is_guessed_for_a_crowd_that_uses_the_processor_up(
+    requests: int, busy: float, parallel: dict[int, float], speculates: bool
+) -> None:
+    """Even before anything is known of the model, and however far the store is."""
+    clocks = Clocks()
+    costs = Costs(store=clocks.store(requests), load=measured(parallel))
+    clocks.searched(costs.store, 0.2, 0.001, busy)
+    policy = Continuous().begin(costs)
+
+    for _ in range(2):  # before and after the first search is known
+        assert policy.worth_guessing() is policy.worth_guessing(early=True) is speculates
+        assert policy.may_write(IDLE) is speculates
+        policy.searched(Searched(1, 0.2))
+        policy.wrote(0.02)
+    clocks.searched(costs.store, 0.2, 0.001, 0.5)
+    assert policy.worth_guessing()
+
+
 class Computing(WordRetriever):
     """Computes for a millisecond, or waits for one."""
 
