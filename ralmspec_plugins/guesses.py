@@ -39,7 +39,7 @@ class StepGuesses:
         self._worth_early = None if replacement is None else replacement.worth_guessing_early
         self.encoded_since: list[Step] = []  # with a guess by the text; not compared yet
         self._requested = False
-        self.had = False  # whether there was a guess
+        self.had = False  # whether there was a guess, or no room for a segment on one
         self.used = False  # whether a segment was started on one
 
     def unguessed(self, limited_by: str | None) -> str | None:
@@ -72,6 +72,9 @@ class StepGuesses:
             return None
         self._requested = policy.worth_guessing(early=not step.encoded)  # the latest says why not
         if not self._requested:
+            return None
+        if not policy.has_room():  # asked again when it may have
+            self.had = True
             return None
         step.guessed = True
         cascade.catch_up()

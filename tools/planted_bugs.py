@@ -714,6 +714,13 @@ BUGS = (
         "                step.used = None\n",
     ),
     Bug(
+        "speculators are called while the model has no room",
+        "ralmspec_plugins/guesses.py",
+        "if not policy.has_room():",
+        "if False:",
+        LOAD,
+    ),
+    Bug(
         "a crowd that uses the processor up speculates",
         "ralmspec_plugins/scheduling/load.py",
         "return self._is_busy and self.is_crowded",

@@ -32,6 +32,10 @@ class ContinuousPolicy:
         self._gathering = False
         self._trial_from: int | None = None  # pending queries at the start of a trial
 
+    def has_room(self) -> bool:
+        """Return whether the model is not busy with the segments of other requests."""
+        return not self._costs.is_swamped and self._costs.load.has_room()
+
     def worth_guessing(self, *, early: bool = False) -> bool:
         """Return whether hiding a search would save a noticeable share of a step.
 
@@ -49,7 +53,7 @@ class ContinuousPolicy:
 
         The window has room, and the model is not busy with the segments of other requests.
         """
-        if self._costs.is_swamped or not self._costs.load.has_room():
+        if not self.has_room():
             return False
         beside = self._costs.worth_writing_beside(view.ahead)
         if not beside and (view.searching or self._is_due(view)):

@@ -149,6 +149,10 @@ class FixedStridePolicy:
         self._overlap = overlap
         self._stride = stride
 
+    def has_room(self) -> bool:
+        """Return true: the paper's schedules see their own request."""
+        return True
+
     def worth_guessing(self, *, early: bool = False) -> bool:
         """Return true: a fixed stride reproduces the paper."""
         return True

@@ -27,6 +27,10 @@ class Policy(Protocol):
         """Decides when a second guess replaces the first; `None`: a guess stays until verified."""
         ...
 
+    def has_room(self) -> bool:
+        """Return whether the model has room for a segment on a guess, next to other requests."""
+        ...
+
     def worth_guessing(self, *, early: bool = False) -> bool:
         """Return whether to call the speculators; `early`: before the query is encoded."""
         ...

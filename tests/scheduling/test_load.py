@@ -15,6 +15,7 @@ from ralmspec_plugins import (
     Engine,
     FixedStride,
     Latencies,
+    PassageCache,
     Settings,
     Simulation,
     Verifier,
@@ -318,6 +319,36 @@ def test_nothing_is_guessed_for_a_crowd_that_uses_the_processor_up(
         policy.wrote(0.02)
     clocks.searched(costs.store, 0.2, 0.001, 0.5)
     assert policy.worth_guessing()
+
+
+def test_no_speculator_is_called_while_the_model_has_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its guess could not be used; it is called as soon as there is room."""
+    asked: list[str] = []
+
+    class Watched(PassageCache):
+        def guess(self, query: Query) -> Hits | None:
+            asked.append(query.text)
+            return super().guess(query)
+
+    store = WordRetriever(TEXTS)
+    settings = Settings(speculators=lambda: [Watched(store)])
+    with Engine(EchoWorkload(), store, settings) as engine:
+        model = engine._session.costs.load
+        for parallel, seconds in 3 * ((1, 0.1), (8, 0.8)):
+            model.observe(parallel, seconds)
+        monkeypatch.setattr(ModelLoad, "observe", lambda *_: None)
+        with model.segment(time.perf_counter):
+            busy = engine.run("fox whale fox frog")
+        while_busy = len(asked)
+        alone = engine.run("fox whale fox frog")
+
+    assert busy == alone == plain(EchoWorkload(), store, "fox whale fox frog")
+    assert (while_busy, busy.stats.guesses) == (0, 0)
+    assert busy.stats.unguessed == "speculative segments would not have paid off"
+    assert asked
+    assert alone.stats.guesses
 
 
 class Computing(WordRetriever):
