@@ -714,6 +714,13 @@ BUGS = (
         "                step.used = None\n",
     ),
     Bug(
+        "speculators learn while the model is busy with other requests",
+        "ralmspec_plugins/engine/context.py",
+        " or not costs.load.has_room(own=1)",
+        "",
+        LEARNING,
+    ),
+    Bug(
         "speculators are called while the model has no room",
         "ralmspec_plugins/guesses.py",
         "if not policy.has_room():",

@@ -173,11 +173,12 @@ class RequestContext:
 
         Before a guess is made, they have learned all results in any case. So results are not
         learned while guesses do not pay off, nor at the end of a request that shares none; nor
-        where there is always something else to be done, for the other requests of a crowd.
+        where there is something else to be done, for other requests.
         """
         if not self.guesses.is_behind or (self.finish is not None and not self.session.teaches):
             return False
-        if self.finish is None and self.session.costs.store.is_crowded:
+        costs = self.session.costs
+        if self.finish is None and (costs.store.is_crowded or not costs.load.has_room(own=1)):
             return False
         return self.worth_guessing
 

@@ -76,9 +76,13 @@ class ModelLoad:
             self._usual = usual = {**self._usual, parallel: median_low(recent)}
             self.capacity = _capacity(usual)
 
-    def has_room(self) -> bool:
-        """Return whether one more segment delays no other one."""
-        return self.running + 1 <= max(1.0, self.capacity) + MARGIN
+    def has_room(self, *, own: int = 0) -> bool:
+        """Return whether one more segment delays no other one.
+
+        Args:
+            own: segments of the same request that may be in progress, and do not count.
+        """
+        return self.running - own + 1 <= max(1.0, self.capacity) + MARGIN
 
 
 def _capacity(usual: Mapping[int, float]) -> float:

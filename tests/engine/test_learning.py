@@ -176,17 +176,37 @@ class Other:
     """A request in progress."""
 
 
-def test_in_a_crowd_they_learn_before_they_guess_only() -> None:
-    """While many requests are in progress there is always something else to be done."""
+def behind() -> tuple[Session, RequestContext]:
+    """A request with results that its speculators have not learned."""
     retriever = WordRetriever(TEXTS)
     session = Session(EchoWorkload(), retriever, Settings(speculators=(Pupil(),)))
     context = RequestContext(session, as_request("fox whale"))
     query = Query("fox")
     hits = retriever.search([query])[0]
     context.guesses.learn(query, SearchResult(hits, hits))
+    assert context.may_learn
+    return session, context
+
+
+def test_while_the_model_is_busy_with_other_requests_they_learn_before_they_guess_only() -> None:
+    """The request's own segment is what they learn beside."""
+    session, context = behind()
+    load = session.costs.load
+    for parallel, seconds in 3 * ((1, 0.1), (8, 0.8)):
+        load.observe(parallel, seconds)
+    with load.segment(lambda: 0.0):
+        assert context.may_learn
+        with load.segment(lambda: 0.0):
+            assert not context.may_learn
+    assert context.may_learn
+    context.close()
+
+
+def test_in_a_crowd_they_learn_before_they_guess_only() -> None:
+    """While many requests are in progress there is always something else to be done."""
+    session, context = behind()
     others = [Other() for _ in range(CROWD + 1)]
 
-    assert context.may_learn
     for other in others:
         session.costs.store.begin(other)
     assert not context.may_learn
