@@ -25,6 +25,7 @@ from langchain_ralmspec.stores.registry import Scored, qualified_name, register_
 from ralmspec_plugins.engine.threads import Engine
 from ralmspec_plugins.errors import ConfigError, InputError
 from ralmspec_plugins.protocols import PoolableRetriever, WideRetriever
+from ralmspec_plugins.scheduling import encoder_time
 from ralmspec_plugins.speculators import PassageCache
 from ralmspec_plugins.testing import EchoWorkload
 from ralmspec_plugins.types import Hits, Query
@@ -123,13 +124,13 @@ class AsyncOnly(WordEmbeddings):
 
 
 class PacedEmbeddings(WordEmbeddings):
-    """Takes two milliseconds for a query, which it computes or waits."""
+    """Computes for two milliseconds for a query, or waits for twenty."""
 
     computes = False
 
     def embed_query(self, text: str) -> list[float]:
         if not self.computes:
-            time.sleep(0.002)
+            time.sleep(0.02)
         until_s = time.thread_time() + 0.002
         while self.computes and time.thread_time() < until_s:
             pass
@@ -142,16 +143,21 @@ class PacedAsyncEmbeddings(PacedEmbeddings):
     async def aembed_query(self, text: str) -> list[float]:
         if self.computes:
             return await asyncio.to_thread(self.embed_query, text)
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.02)
         return WordEmbeddings.embed_query(self, text)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize(("computes", "lanes"), [(True, 1), (False, 5)])
 def test_embeddings_that_are_waited_for_are_made_side_by_side(
-    computes: bool, lanes: int, asynchronous: bool
+    computes: bool, lanes: int, asynchronous: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model in this process may not bear that; before the first embedding it is not known."""
+    for share in (
+        "BY_THREAD",
+        "BY_PROCESS",
+    ):  # lest a busy machine make computing look like waiting
+        monkeypatch.setattr(encoder_time, share, 0.05)
     embeddings = PacedAsyncEmbeddings()
     embeddings.computes = computes
     store = InMemoryVectorStore(embeddings)
