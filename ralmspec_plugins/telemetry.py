@@ -57,7 +57,10 @@ def request_attributes(stats: Stats) -> dict[str, Value]:
         "ralmspec.remembered": stats.remembered,
         "ralmspec.guesses.accepted": stats.accepted,
         "ralmspec.guesses.rejected": stats.guesses - stats.accepted,
+        "ralmspec.guesses.replaced": stats.replaced,
         "ralmspec.segments.discarded": stats.wasted_segments,
+        "ralmspec.tokens.discarded": stats.wasted_tokens,
+        "ralmspec.encodings.discarded": stats.wasted_encodings,
         "ralmspec.retries": stats.retries,
         "ralmspec.search_s": stats.search_s,
         "ralmspec.write_s": stats.write_s,
@@ -65,6 +68,8 @@ def request_attributes(stats: Stats) -> dict[str, Value]:
     }
     if stats.unguessed is not None:
         attributes["ralmspec.unguessed"] = stats.unguessed
+    if stats.limited_by is not None:
+        attributes["ralmspec.limited_by"] = stats.limited_by
     return attributes
 
 
@@ -120,6 +125,10 @@ def _instruments() -> dict[str, Any]:
         "requests": meter.create_counter("ralmspec.requests", description="ended requests"),
         "guesses": meter.create_counter("ralmspec.guesses", description="judged guesses"),
         "segments": meter.create_counter("ralmspec.segments", description="started segments"),
+        "tokens": meter.create_counter("ralmspec.tokens.discarded", description="tokens that no answer has"),
+        "encodings": meter.create_counter(
+            "ralmspec.encodings.discarded", description="encodings that no answer used"
+        ),
         "request": meter.create_histogram("ralmspec.request.duration", unit="s"),
         "search": meter.create_histogram("ralmspec.retrieval.duration", unit="s"),
         "extend": meter.create_histogram("ralmspec.generation.duration", unit="s"),
@@ -141,6 +150,8 @@ def _record_metrics(outcome: Answer | Exception) -> None:
     segments = instruments["segments"]
     segments.add(stats.segments, {"ralmspec.outcome": "kept"})
     segments.add(stats.wasted_segments, {"ralmspec.outcome": "discarded"})
+    instruments["tokens"].add(stats.wasted_tokens)
+    instruments["encodings"].add(stats.wasted_encodings)
     for work in stats.timeline:
         if work.kind in ("search", "extend"):
             attributes = {"ralmspec.outcome": work.outcome.value}

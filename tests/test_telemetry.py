@@ -14,10 +14,20 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from ralmspec_plugins import AsyncEngine, Engine, Request, Simulation, plain, telemetry
+from ralmspec_plugins import (
+    AsyncEngine,
+    Continuous,
+    Engine,
+    Request,
+    Settings,
+    Simulation,
+    plain,
+    telemetry,
+)
 from ralmspec_plugins.engine.simulation import Latencies
 from ralmspec_plugins.errors import InputError
 from ralmspec_plugins.testing import EchoWorkload, WordRetriever
+from tests.speculators.encoded_steps import Far, Numbered, both
 
 WORDS = "fox whale cat fox whale cat"
 STORE = WordRetriever(["red fox", "blue whale", "grey cat"])
@@ -65,11 +75,47 @@ def test_a_request_is_a_span_with_its_work_below_it(spans: InMemorySpanExporter)
     assert (request.name, request.parent) == ("ralmspec.request", question.get_span_context())
     assert request.attributes["ralmspec.steps"] == answer.stats.segments == 6
     assert request.attributes["ralmspec.guesses.accepted"] == answer.stats.accepted > 0
+    assert "ralmspec.limited_by" not in request.attributes
     kinds = Counter(telemetry.NAMES[span.kind] for span in answer.stats.timeline)
     assert kinds["ralmspec.generation"] >= 6
     assert kinds == Counter(span.name for span in work)
     assert {span.parent.span_id for span in work} == {request.context.span_id}
     assert all(request.start_time <= span.start_time <= span.end_time for span in work)
+
+
+def test_what_was_discarded_is_reported(
+    spans: InMemorySpanExporter, reader: InMemoryMetricReader
+) -> None:
+    """Tokens and encodings, the bound that ended speculation, and replaced guesses."""
+
+    def numbered(prompt: str) -> Any:
+        limited = Settings(
+            schedule=Continuous(lanes=8), speculators=both(0.2, 1.0), max_wasted_tokens=3
+        )
+        with Engine(Numbered(), Far(), limited) as engine:
+            return engine.run(prompt).stats
+
+    found = [numbered("") for _ in range(3)]
+    requests = [
+        span.attributes for span in spans.get_finished_spans() if span.name == "ralmspec.request"
+    ]
+    counters = {
+        metric.name: metric.data.data_points[0].value
+        for metric in reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+        if metric.name.endswith("s.discarded")
+    }
+
+    assert found[0].wasted_tokens > 0
+    assert found[0].limited_by == "max_wasted_tokens"
+    for stats, attributes in zip(found, requests, strict=True):
+        assert attributes["ralmspec.guesses.replaced"] == stats.replaced
+        assert attributes["ralmspec.tokens.discarded"] == stats.wasted_tokens
+        assert attributes["ralmspec.encodings.discarded"] == stats.wasted_encodings
+        assert attributes.get("ralmspec.limited_by") == stats.limited_by
+    assert counters == {
+        "ralmspec.tokens.discarded": sum(stats.wasted_tokens for stats in found),
+        "ralmspec.encodings.discarded": sum(stats.wasted_encodings for stats in found),
+    }
 
 
 async def test_an_asynchronous_request_is_reported_once(spans: InMemorySpanExporter) -> None:
