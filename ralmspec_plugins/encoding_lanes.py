@@ -1,9 +1,19 @@
 """Which queries of a request are encoded next, in lanes of their own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from ralmspec_plugins.effects import Encode, InFlight
+from ralmspec_plugins.parts import Parts
+from ralmspec_plugins.scheduling.policy import Policy
 from ralmspec_plugins.types import Query
+
+
+class EncodingWanted(NamedTuple):
+    """A query to encode, and whether the first step that asks it follows an unverified guess."""
+
+    query: Query
+    depends: bool
 
 
 class EncodingLanes:
@@ -13,33 +23,47 @@ class EncodingLanes:
     same query is often formed again.
     """
 
-    def __init__(self, in_flight: InFlight, lanes: Callable[[], int]) -> None:
+    def __init__(self, in_flight: InFlight, parts: Parts, policy: Policy | None) -> None:
         """Begin with free lanes.
 
         Args:
             in_flight: the work of the request.
-            lanes: returns the maximum number of encodings in parallel, which may change.
+            parts: say how many encodings may run in parallel, which may change.
+            policy: decides whether a query that depends on a guess may take the last free lane.
         """
         self._encoding = in_flight.encoding  # by text
-        self._lanes = lanes
+        self._parts = parts
+        self._policy = policy
         self._cancelled: set[Encode] = set()
 
-    def to_cancel(self, waiting: Sequence[Query]) -> list[Encode]:
+    def to_cancel(self, waiting: Mapping[str, EncodingWanted]) -> list[Encode]:
         """Return the encodings to cancel, so that these queries can be encoded."""
-        texts = {query.text for query in waiting}
-        missing = len(self._encoding) + len(texts - self._encoding.keys()) - self._lanes()
-        unneeded = [need for text, need in self._encoding.items() if text not in texts]
+        missing = len(self._encoding) + len(waiting.keys() - self._encoding.keys())
+        missing -= self._parts.encode_lanes
+        unneeded = [need for text, need in self._encoding.items() if text not in waiting]
         found = [need for need in unneeded[: max(0, missing)] if need not in self._cancelled]
         self._cancelled.update(found)
         return found
 
-    def to_start(self, waiting: Sequence[Query]) -> list[Query]:
-        """Return the first of these queries that are not being encoded, up to the free lanes."""
-        missing: dict[str, Query] = {}
-        for query in waiting:
-            if query.text not in self._encoding:
-                missing.setdefault(query.text, query)
-        return list(missing.values())[: max(0, self._lanes() - len(self._encoding))]
+    def to_start(self, waiting: Mapping[str, EncodingWanted]) -> list[Query]:
+        """Return the first of these queries that are not being encoded, up to the free lanes.
+
+        Args:
+            waiting: the queries to encode by their texts, in the order of their steps.
+        """
+        started: list[Query] = []
+        free = self._parts.encode_lanes - len(self._encoding)
+        for text, (query, depends) in waiting.items():
+            if text in self._encoding or free < 1 or (free == 1 and depends and self._is_kept()):
+                continue
+            started.append(query)
+            free -= 1
+        return started
+
+    def _is_kept(self) -> bool:
+        """Return whether the last free lane is kept for the right query, if a guess is wrong."""
+        stop_s = self._parts.stop_encode_s
+        return self._policy is not None and not self._policy.worth_encoding_ahead(stop_s)
 
     def ended(self, need: Encode) -> bool:
         """Record that an encoding has ended; return whether it was cancelled."""

@@ -39,7 +39,8 @@ class StepGuesses:
         self._worth_early = None if replacement is None else replacement.worth_guessing_early
         self.encoded_since: list[Step] = []  # with a guess by the text; not compared yet
         self._requested = False
-        self.had = False  # whether there was a guess, or no room for a segment on one
+        self._had_room = True
+        self.had = False  # whether there was a guess
         self.used = False  # whether a segment was started on one
 
     def unguessed(self, limited_by: str | None) -> str | None:
@@ -54,7 +55,7 @@ class StepGuesses:
             return reason
         if limited_by is not None:
             return f"{limited_by} was reached"
-        if self.had:
+        if self.had or not self._had_room:
             return "speculative segments would not have paid off"
         return "no speculator had a guess" if self._requested else NOT_WORTH_GUESSING
 
@@ -73,8 +74,8 @@ class StepGuesses:
         self._requested = policy.worth_guessing(early=not step.encoded)  # the latest says why not
         if not self._requested:
             return None
-        if not policy.has_room():  # asked again when it may have
-            self.had = True
+        self._had_room = policy.has_room()  # if not, the speculators are called when there may be
+        if not self._had_room:
             return None
         step.guessed = True
         cascade.catch_up()

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Any, TypeAlias
 
 from ralmspec_plugins.errors import ConfigError, InputError
@@ -27,8 +28,15 @@ class Parts:
     Whether a method takes its optional parameters (`progress`, `carried`) is inspected once, here.
     """
 
-    def __init__(self, workload: Workload[Any], retriever: Retriever) -> None:
+    def __init__(
+        self, workload: Workload[Any], retriever: Retriever, *, stop_encode_s: float = inf
+    ) -> None:
         """Check the parts, and inspect their parameters.
+
+        Args:
+            workload: of an engine.
+            retriever: of an engine.
+            stop_encode_s: the maximum time until an encoding that is not needed has stopped.
 
         Raises:
             ConfigError: a method is missing.
@@ -39,6 +47,7 @@ class Parts:
         self.inline_query: bool = workload.inline_query
         self.inline_encode: bool = getattr(self.retriever, "inline_encode", False)
         self._encode_lanes = _lanes(self.retriever)
+        self.stop_encode_s = stop_encode_s
         self.retrieves_once = bool(getattr(workload, "retrieves_once", False))
         self._query = _QueryMethod(_offered(workload, "query"))
         self._extend = _ExtendMethod(_offered(workload, "extend"))

@@ -125,7 +125,9 @@ def _instruments() -> dict[str, Any]:
         "requests": meter.create_counter("ralmspec.requests", description="ended requests"),
         "guesses": meter.create_counter("ralmspec.guesses", description="judged guesses"),
         "segments": meter.create_counter("ralmspec.segments", description="started segments"),
-        "tokens": meter.create_counter("ralmspec.tokens.discarded", description="tokens that no answer has"),
+        "tokens": meter.create_counter(
+            "ralmspec.tokens.discarded", description="tokens that no answer has"
+        ),
         "encodings": meter.create_counter(
             "ralmspec.encodings.discarded", description="encodings that no answer used"
         ),

@@ -24,7 +24,7 @@ from ralmspec_plugins.effects import (
     Start,
     Work,
 )
-from ralmspec_plugins.encoding_lanes import EncodingLanes
+from ralmspec_plugins.encoding_lanes import EncodingLanes, EncodingWanted
 from ralmspec_plugins.errors import Cancelled
 from ralmspec_plugins.guesses import StepGuesses
 from ralmspec_plugins.metrics import MetricsRecorder
@@ -72,7 +72,7 @@ class SpeculationWindow:
         self.metrics = MetricsRecorder()
         self.budget = WasteBudget(limits, self.metrics)
         self.in_flight = InFlight()
-        self.lanes = EncodingLanes(self.in_flight, lambda: parts.encode_lanes)
+        self.lanes = EncodingLanes(self.in_flight, parts, policy)
         self.rollback = RollbackCache(self.workload)
         self.root: Any = None  # the last committed state
         self.steps: list[Step] = []
@@ -142,8 +142,8 @@ class SpeculationWindow:
 
     @property
     def encoding(self) -> bool:
-        """Whether a step waits for the encoding of its query."""
-        if self.parts.inline_encode:
+        """Whether a step waits for the encoding of its query, and any query is being encoded."""
+        if self.parts.inline_encode or not self.in_flight.encoding:
             return False
         return any(step.unencoded is not None for step in self.steps)
 
@@ -355,7 +355,7 @@ class SpeculationWindow:
         if done.error is None:
             self.cascade.note_encoded(text, done.value)
             if self.policy is not None:
-                self.policy.encoded(done.took_s)
+                self.policy.encoded(done.took_s, self.parts.encode_lanes)
         elif stopped:
             return  # a step that waits for it requests it again
         for step in self.steps:
@@ -513,7 +513,10 @@ class SpeculationWindow:
         """Start encodings in the order of the steps, in free lanes; return whether any started."""
         if self.parts.inline_encode:
             return self._encode_rest()
-        waiting = [query for step in self.steps if (query := step.unencoded) is not None]
+        waiting: dict[str, EncodingWanted] = {}
+        for step in self.steps:
+            if (query := step.unencoded) is not None:
+                waiting.setdefault(query.text, EncodingWanted(query, self.follows_guess(step)))
         self.out += [Cancel(need) for need in self.lanes.to_cancel(waiting)]
         started = self.lanes.to_start(waiting)
         for query in started:

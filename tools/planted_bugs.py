@@ -723,8 +723,8 @@ BUGS = (
     Bug(
         "speculators are called while the model has no room",
         "ralmspec_plugins/guesses.py",
-        "if not policy.has_room():",
-        "if False:",
+        "        if not self._had_room:\n            return None\n",
+        "",
         LOAD,
     ),
     Bug(
@@ -737,9 +737,23 @@ BUGS = (
     Bug(
         "a crowd never speculates, although the model has room",
         "ralmspec_plugins/scheduling/cost_model.py",
-        "return isinf(self.load.capacity) and self.store.is_swamped",
+        "return self.store.is_swamped and not known",
         "return self.store.is_swamped",
         LOAD,
+    ),
+    Bug(
+        "a query that depends on a guess takes the last lane of encodings",
+        "ralmspec_plugins/encoding_lanes.py",
+        " or (free == 1 and depends and self._is_kept())",
+        "",
+        ENCODINGS,
+    ),
+    Bug(
+        "right guesses hide whole encodings in one lane",
+        "ralmspec_plugins/scheduling/cost_model.py",
+        "min(encode_s, most_s)",
+        "encode_s",
+        ENCODINGS,
     ),
     Bug(
         "how many encodings a retriever bears is read once",
@@ -751,8 +765,8 @@ BUGS = (
     Bug(
         "one sample decides whether the encoder computes in this process",
         "ralmspec_plugins/scheduling/encoder_time.py",
-        "return sum(samples) > len(samples) / 2",
-        "return any(samples)",
+        "sum(own) >= min(2, max(1, len(own)))",
+        "any(own)",
         "tests/scheduling/test_load.py",
     ),
     Bug(

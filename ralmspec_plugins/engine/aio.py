@@ -233,6 +233,7 @@ class AsyncEngine(BaseEngine[AsyncEventStream, AsyncAnswerStream]):
     """
 
     _pieces = AsyncAnswerStream
+    _awaits = True
 
     async def run(self, request: Request | str) -> Answer:
         """Answer a request.

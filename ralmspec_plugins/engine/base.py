@@ -4,6 +4,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ralmspec_plugins.config import Settings
@@ -91,6 +92,7 @@ class BaseEngine(Generic[EventsT, PiecesT]):
     """The workload, retriever and session of an engine, and its streams."""
 
     _pieces: ClassVar[Any]  # converts a stream of events to a stream of text
+    _awaits: ClassVar[bool] = False  # asynchronous methods, which can be cancelled
     _session: Session
 
     def __init__(
@@ -117,7 +119,8 @@ class BaseEngine(Generic[EventsT, PiecesT]):
             ConfigError: The settings do not fit the retriever.
         """
         measured = None if known is None else known._session  # noqa: SLF001 its own class
-        self._session = Session(workload, retriever, settings, known=measured)
+        stop_s = 0.0 if self._awaits and hasattr(retriever, "aencode") else inf
+        self._session = Session(workload, retriever, settings, known=measured, stop_encode_s=stop_s)
         self._together: BatchSession = BatchSession(self._session)
         self._owns_threads = threads is None
         self._threads = threads or ThreadPoolExecutor(THREADS, thread_name_prefix="ralmspec")

@@ -11,6 +11,7 @@ from contextlib import (
     nullcontext,
 )
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from ralmspec_plugins.batching.verifier import Verifier
@@ -60,6 +61,7 @@ class Session:
         *,
         merged: bool = False,
         timed: bool = True,
+        stop_encode_s: float = inf,
     ) -> None:
         """Check that the parts are compatible.
 
@@ -73,11 +75,12 @@ class Session:
             merged: whether searches of several requests are merged here and not there: the costs
                 are then those known there at the beginning, and measured separately from then on.
             timed: whether it is measured what searches compute; not in virtual time.
+            stop_encode_s: the maximum time until an encoding that is not needed has stopped.
 
         Raises:
             ConfigError: A shared speculator belongs to another retriever.
         """
-        self.parts = Parts(workload, retriever)
+        self.parts = Parts(workload, retriever, stop_encode_s=stop_encode_s)
         self.workload = workload
         self.retriever = retriever = self.parts.retriever
         if settings is not None and not isinstance(settings, Settings):
@@ -169,6 +172,7 @@ class Session:
             clock=self._clock,
             known=self,
             merged=True,
+            stop_encode_s=self.parts.stop_encode_s,
         )
 
     @contextmanager

@@ -47,6 +47,8 @@ class Latencies:
         guess_s: of a guess that is not made inside the loop.
         overhead_s: the engine's overhead for a piece of work.
         stop_s: the maximum time until a cancelled segment has stopped.
+        stop_encode_s: the maximum time until a cancelled encoding has stopped: 0 if it is awaited,
+            infinite in a thread.
         contention: 0: searches and generation do not slow each other down; 1: each takes twice as
             long during the other, as on one machine that either of them uses fully.
         search_contention: of searches, if it differs from that of generation.
@@ -59,6 +61,7 @@ class Latencies:
     guess_s: float | Callable[[Guess], float] = 0.0
     overhead_s: float = 0.0
     stop_s: float = 0.0
+    stop_encode_s: float = 0.0
     contention: float = 0.0
     search_contention: float | None = None
 
@@ -69,6 +72,7 @@ class Latencies:
             "search_contention": self.slows_searches,
             "overhead_s": self.overhead_s,
             "stop_s": self.stop_s,
+            "stop_encode_s": self.stop_encode_s,
         }
         for name, value in given.items():
             if not value >= 0:
@@ -116,7 +120,14 @@ class Simulation:
         settings: Settings | None = None,
     ) -> None:
         """Create a simulation of a workload and a retriever with these latencies."""
-        self._session = Session(workload, retriever, settings, clock=lambda: 0.0, timed=False)
+        self._session = Session(
+            workload,
+            retriever,
+            settings,
+            clock=lambda: 0.0,
+            timed=False,
+            stop_encode_s=latencies.stop_encode_s,
+        )
         self._latencies = latencies
 
     def run(self, request: Request | str) -> Answer:
@@ -198,8 +209,11 @@ class _VirtualTime:
 
     def _cancel(self, need: Work) -> None:
         """Complete work as cancelled at the time when it stops, if that is earlier."""
-        writes = isinstance(need, FormQuery | Extend)
-        stops_s = self.now_s + (self._latencies.stop_s if writes else 0.0)
+        stops_s = self.now_s
+        if isinstance(need, FormQuery | Extend):
+            stops_s += self._latencies.stop_s
+        elif isinstance(need, Encode):
+            stops_s += self._latencies.stop_encode_s
         due, self._due = self._due, []
         for due_s, order, done in due:
             if done.need is need and stops_s <= due_s:

@@ -93,9 +93,13 @@ class ContinuousPolicy:
         self._costs.searched(search)
         self._planned = False
 
-    def encoded(self, seconds: float) -> None:
+    def worth_encoding_ahead(self, stop_s: float) -> bool:
+        """Return whether a query that depends on a guess may be encoded in the last free lane."""
+        return self._costs.worth_encoding_ahead(stop_s)
+
+    def encoded(self, seconds: float, lanes: int) -> None:
         """Record the seconds of an encoding, which an early guess hides."""
-        self._costs.encoded(seconds)
+        self._costs.encoded(seconds, lanes)
 
     def stopped(self, seconds: float) -> None:
         """Record the cost of a wrong guess."""

@@ -5,7 +5,7 @@ import threading
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
-from math import isinf
+from math import inf, isinf
 from statistics import median, median_low
 
 from ralmspec_plugins.scheduling.encoder_time import EncoderTime
@@ -184,7 +184,9 @@ class Costs:
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._stops: deque[float] = deque(maxlen=RECENT)
         self._searches = 0
+        self._segments: deque[float] = deque(maxlen=RECENT)
         self._encodings: deque[float] = deque(maxlen=RECENT)
+        self._encode_lanes = 1
         self._since_stop = 0  # outcomes since a segment was last stopped
         self._guessing: deque[float] = deque(maxlen=RECENT)
         self._guess_s = 0.0  # usual duration of a guess
@@ -203,7 +205,7 @@ class Costs:
         """
         other = copy.copy(self)
         other.curve, other.contention = self.curve.copy(), Contention()
-        for name in ("_steps", "_stops", "_encodings", "_guessing", "_guesses"):
+        for name in ("_steps", "_segments", "_stops", "_encodings", "_guessing", "_guesses"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
@@ -221,6 +223,7 @@ class Costs:
         if beside_s is not None:
             self.contention.wrote(seconds, beside_s)
             seconds = self.contention.alone_s(seconds, beside_s)
+        self._segments.append(seconds)
         if before_s is None:
             return
         self._steps.append(before_s + seconds)
@@ -240,15 +243,40 @@ class Costs:
     def is_swamped(self) -> bool:
         """Whether all that is done for a request delays the others.
 
-        A crowd uses the processor up, and how many segments the model generates at once is not
-        known: either too little was measured, or it generates them elsewhere.
+        A crowd uses the processor up. Only where the store is elsewhere, and it is known how many
+        segments the model generates at once, does that number alone decide.
         """
-        return isinf(self.load.capacity) and self.store.is_swamped
+        known = not isinf(self.load.capacity) and not self.store.computes_here
+        return self.store.is_swamped and not known
 
-    def encoded(self, seconds: float) -> None:
-        """Record the seconds of an encoding that a worker made, or that was awaited."""
+    def encoded(self, seconds: float, lanes: int = 1) -> None:
+        """Record the seconds of an encoding that a worker made, or that was awaited.
+
+        Args:
+            seconds: those of the encoding.
+            lanes: how many may be made at a time.
+        """
         self._encodings.append(seconds)
-        self._encode_s = 0.0 if self.encoder.computes_here else median_low(tuple(self._encodings))
+        self._encode_lanes = lanes
+        encode_s, segment_s = _usual(self._encodings), _usual(self._segments)
+        # Of right guesses, one is encoded every encode_s / lanes: with few lanes less is hidden.
+        most_s = segment_s + encode_s * (1 - 1 / lanes) if self._segments else inf
+        self._encode_s = 0.0 if self.encoder.computes_here else min(encode_s, most_s)
+
+    def worth_encoding_ahead(self, stop_s: float) -> bool:
+        """Return whether a query that depends on a guess may be encoded in the last free lane.
+
+        If the guess is right, the encoding begins earlier by the time of a search. If it is wrong,
+        the right query waits for the lane until that encoding has ended.
+
+        Args:
+            stop_s: the maximum time until an encoding that is not needed has stopped.
+        """
+        if not self._encodings:
+            return True
+        search_s, rate = self.curve(1), self._careful_rate
+        blocked_s = max(0.0, min(stop_s, _usual(self._encodings) - search_s))
+        return rate * search_s >= (1 - rate) * blocked_s
 
     def stopped(self, seconds: float) -> None:
         """Record the seconds from the cancellation of a segment to its end."""
@@ -353,6 +381,11 @@ class Costs:
         """
         speed = self.contention.speed
         return speed == 1.0 or self.guess_rate**ahead > 1 / speed - 1
+
+
+def _usual(recent: deque[float]) -> float:
+    """Return the median of the last measurements, 0 without any."""
+    return median_low(tuple(recent)) if recent else 0.0
 
 
 def _rising(measured: dict[int, deque[float]]) -> list[tuple[int, float]]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
-RECENT: Final = 8  # kept samples
+OWN: Final = 64  # kept samples of threads
+RECENT: Final = 8  # kept samples of the process
 SAMPLED_S: Final = 0.1  # between two samples: reading the clocks takes time
 BY_THREAD: Final = 0.25  # share of an encoding that its thread computes, the processor being shared
 BY_PROCESS: Final = 0.5  # the same of the whole process, which may compute something else
@@ -16,9 +17,11 @@ class EncoderTime:
     """What is computed here while queries are encoded.
 
     An encoder may wait for another machine, or compute in this process; the latter delays what is
-    generated meanwhile. It is sampled, and most of the last samples decide: the first call of a
-    client that then waits often computes much. Thread-safe: of samples that are taken at the same
-    time one may be lost.
+    generated meanwhile. It is sampled. An encoding that its thread computed is one of this process,
+    but for the first: a client that is set up then may compute much before it waits. Among many
+    threads that compute, each does for a small share of its time, so any two of the last samples
+    decide. What the whole process computes may be something else; there most samples decide.
+    Thread-safe: of samples that are taken at the same time one may be lost.
 
     >>> now_s, computed_s = 0.0, 0.0
     >>> encoder = EncoderTime(lambda: now_s, lambda: computed_s, lambda: computed_s)
@@ -42,19 +45,23 @@ class EncoderTime:
             computed: returns the seconds that this process has computed.
         """
         self._clock, self._own, self._computed = clock, own, computed
-        self._samples: deque[bool] = deque(maxlen=RECENT)  # whether it was computed here
+        # Whether the encoding was computed here.
+        self._by_thread: deque[bool] = deque(maxlen=OWN)
+        self._by_process: deque[bool] = deque(maxlen=RECENT)
         self._next_s = clock()  # when the next one is taken
 
     def in_thread(self) -> AbstractContextManager[None]:
         """Sample the encoding that the body makes in this thread, unless that raises."""
-        return self._sampled(self._own, BY_THREAD)
+        return self._sampled(self._own, BY_THREAD, self._by_thread)
 
     def awaited(self) -> AbstractContextManager[None]:
         """Sample the encoding that the body awaits, unless that raises."""
-        return self._sampled(self._computed, BY_PROCESS)
+        return self._sampled(self._computed, BY_PROCESS, self._by_process)
 
     @contextmanager
-    def _sampled(self, computed: Callable[[], float], least: float) -> Iterator[None]:
+    def _sampled(
+        self, computed: Callable[[], float], least: float, samples: deque[bool]
+    ) -> Iterator[None]:
         began_s = self._clock()
         if began_s < self._next_s:
             yield
@@ -63,15 +70,15 @@ class EncoderTime:
         computed_s = computed()
         yield
         computed_s = computed() - computed_s
-        self._samples.append(computed_s > 0.0 and computed_s >= least * (self._clock() - began_s))
+        samples.append(computed_s > 0.0 and computed_s >= least * (self._clock() - began_s))
 
     @property
     def computes_here(self) -> bool:
-        """Whether most of the sampled encodings were computed in this process."""
-        samples = tuple(self._samples)
-        return sum(samples) > len(samples) / 2
+        """Whether encodings are computed in this process."""
+        own, process = tuple(self._by_thread), tuple(self._by_process)
+        return sum(own) >= min(2, max(1, len(own))) or sum(process) > len(process) / 2
 
     @property
     def waits(self) -> bool:
-        """Whether encodings were sampled, and most of them waited for something else."""
-        return bool(self._samples) and not self.computes_here
+        """Whether encodings were sampled, and wait for something else."""
+        return bool(self._by_thread or self._by_process) and not self.computes_here

@@ -182,7 +182,11 @@ class FixedStridePolicy:
         """Add a search to the batch curve."""
         self._costs.searched(search)
 
-    def encoded(self, seconds: float) -> None:
+    def worth_encoding_ahead(self, stop_s: float) -> bool:
+        """Return true: a fixed stride is not adapted."""
+        return True
+
+    def encoded(self, seconds: float, lanes: int) -> None:
         """Do nothing: a fixed stride is not adapted."""
 
     def stopped(self, seconds: float) -> None:
@@ -247,9 +251,13 @@ class OS3Policy(FixedStridePolicy):
             self._rounds.append([])
         return sizes
 
-    def encoded(self, seconds: float) -> None:
+    def worth_encoding_ahead(self, stop_s: float) -> bool:
+        """Return whether a query that depends on a guess may be encoded in the last free lane."""
+        return self._costs.worth_encoding_ahead(stop_s)
+
+    def encoded(self, seconds: float, lanes: int) -> None:
         """Record the seconds of an encoding, which an early guess hides."""
-        self._costs.encoded(seconds)
+        self._costs.encoded(seconds, lanes)
 
     def stopped(self, seconds: float) -> None:
         """Record the cost of a wrong guess."""

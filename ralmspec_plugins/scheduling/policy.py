@@ -61,8 +61,16 @@ class Policy(Protocol):
         """Record the seconds of a search, and its overlap with generation."""
         ...
 
-    def encoded(self, seconds: float) -> None:
-        """Record the seconds of an encoding in parallel with the loop."""
+    def worth_encoding_ahead(self, stop_s: float) -> bool:
+        """Return whether a query that depends on a guess may be encoded in the last free lane.
+
+        Args:
+            stop_s: the maximum time until an encoding that is not needed has stopped.
+        """
+        ...
+
+    def encoded(self, seconds: float, lanes: int) -> None:
+        """Record the seconds of an encoding, and how many may be made at a time."""
         ...
 
     def stopped(self, seconds: float) -> None:

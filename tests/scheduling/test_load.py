@@ -257,21 +257,29 @@ def test_one_of_many_searches_in_parallel_is_sampled() -> None:
     assert read == [0.0, 0.05]
 
 
-@pytest.mark.parametrize("awaited", [True, False])
-def test_an_encoder_computes_here_if_it_mostly_does(awaited: bool) -> None:
-    """One busy moment says nothing of the encoder; nor does a client that is set up first."""
+@pytest.mark.parametrize(
+    ("awaited", "computed", "here"),
+    [
+        (False, (0.19, 0.01, 0.01, 0.07, 0.01), (True, False, False, True, True)),
+        (True, (0.19, 0.01, 0.01, 0.15, 0.15, 0.15), (True, False, False, False, True, True)),
+    ],
+)
+def test_an_encoder_computes_here_if_it_did_twice_or_the_process_mostly_does(
+    awaited: bool, computed: tuple[float, ...], here: tuple[bool, ...]
+) -> None:
+    """One sample says nothing: a client is set up first, and the process has busy moments."""
     clocks = Clocks()
-    computed = lambda: clocks.computed_s  # noqa: E731
-    own = (lambda: 0.0) if awaited else computed
-    encoder = EncoderTime(lambda: clocks.now_s, own, computed if awaited else lambda: 0.0)
+    own = (lambda: 0.0) if awaited else lambda: clocks.computed_s
+    process = (lambda: clocks.computed_s) if awaited else lambda: 0.0
+    encoder = EncoderTime(lambda: clocks.now_s, own, process)
     seen = []
-    for computed_s in (0.19, 0.01, 0.01, 0.15, 0.15, 0.07, 0.15):
+    assert not encoder.waits
+    for computed_s in computed:
         with encoder.awaited() if awaited else encoder.in_thread():
             clocks.now_s += 0.2
             clocks.computed_s += computed_s
         seen.append((encoder.computes_here, encoder.waits))
 
-    here = [True, False, False, False, True, not awaited, True]
     assert seen == [(one, not one) for one in here]
 
 
@@ -294,22 +302,23 @@ def test_many_requests_over_a_store_in_this_process_do_not_guess(
 
 
 @pytest.mark.parametrize(
-    ("requests", "busy", "parallel", "speculates"),
+    ("requests", "busy", "parallel", "own_s", "speculates"),
     [
-        (9, 1.0, {}, False),
-        (9, 1.0, {1: 0.1, 64: 0.1}, False),  # generated elsewhere, and each takes some time here
-        (9, 1.0, {1: 0.1, 8: 0.1, 32: 0.4}, True),  # the model is known to generate 8 at once
-        (8, 1.0, {}, True),
-        (9, 0.5, {}, True),
+        (9, 1.0, {}, 0.001, False),
+        (9, 1.0, {1: 0.1, 64: 0.1}, 0.001, False),  # generated elsewhere; each takes time here
+        (9, 1.0, {1: 0.1, 8: 0.1, 32: 0.4}, 0.001, True),  # known to generate 8 at once
+        (9, 1.0, {1: 0.1, 8: 0.1, 32: 0.4}, 0.15, False),  # the store computes here, too
+        (8, 1.0, {}, 0.001, True),
+        (9, 0.5, {}, 0.001, True),
     ],
 )
 def test_nothing_is_guessed_for_a_crowd_that_uses_the_processor_up(
-    requests: int, busy: float, parallel: dict[int, float], speculates: bool
+    requests: int, busy: float, parallel: dict[int, float], own_s: float, speculates: bool
 ) -> None:
     """Even before anything is known of the model, and however far the store is."""
     clocks = Clocks()
     costs = Costs(store=clocks.store(requests), load=measured(parallel))
-    clocks.searched(costs.store, 0.2, 0.001, busy)
+    clocks.searched(costs.store, 0.2, own_s, busy)
     policy = Continuous().begin(costs)
 
     for _ in range(2):  # before and after the first search is known

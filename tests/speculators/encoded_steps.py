@@ -81,16 +81,24 @@ def simulated(
     write_s: float = 0.025,
     search_s: float = 0.05,
     encode_s: float = 0.15,
+    encode_lanes: int = 8,
     stop_s: float = 0.005,
+    stop_encode_s: float = 0.0,
     **chosen: Any,
 ) -> Answer:
     """Return the answer in virtual time, which is that of the plain loop."""
     latencies = Latencies(
-        extend_s=write_s, search_s=lambda _: search_s, encode_s=encode_s, stop_s=stop_s
+        extend_s=write_s,
+        search_s=lambda _: search_s,
+        encode_s=encode_s,
+        stop_s=stop_s,
+        stop_encode_s=stop_encode_s,
     )
     schedule = schedule or Continuous(lanes=8)
     settings = Settings(schedule=schedule, speculators=speculators, **chosen)
-    answer = Simulation(Numbered(), Far(), latencies, settings).run("")
+    retriever = Far()
+    retriever.encode_lanes = encode_lanes
+    answer = Simulation(Numbered(), retriever, latencies, settings).run("")
     assert answer == plain(Numbered(), Far(), "")
     assert answer.text.count(",") == STEPS
     return answer

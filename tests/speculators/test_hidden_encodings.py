@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import pytest
@@ -69,12 +70,48 @@ def test_wrong_guesses_cost_little(schedule: Any) -> None:
     assert wrong.asked[False] >= 1
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize(
+    ("encode_s", "lanes", "stop_s"),
+    [(5.0, 1, 0.0), (10.0, 1, 0.0), (10.0, 1, 1.0), (2.0, 1, 0.05), (10.0, 2, 0.1)],
+)
+def test_a_wrong_guess_does_not_hold_the_last_lane(
+    share: float, encode_s: float, lanes: int, stop_s: float
+) -> None:
+    """An encoding in a thread cannot be stopped, and the right query would wait for its end."""
+    times = {"write_s": 1.0, "search_s": 0.01, "encode_s": encode_s}
+    answer = simulated(
+        [Guesser("text", share, by_text=True)],
+        encode_lanes=lanes,
+        stop_s=stop_s,
+        stop_encode_s=inf,
+        **times,
+    )
+    slowness = answer.stats.wall_s / (STEPS * sum(times.values()))
+
+    assert slowness < 1.02
+    assert share < 0.5 or stop_s == 1.0 or slowness < 0.97
+
+
+def test_the_last_lane_is_taken_where_the_search_takes_longer_than_the_encoding() -> None:
+    """What was begun behind a wrong guess has ended then. One that is awaited can be stopped."""
+    costs = measured(encode_s=0.02, search_s=0.05)
+    assert costs.worth_encoding_ahead(inf)
+    slow = measured(encode_s=0.5, search_s=0.05)
+    assert not slow.worth_encoding_ahead(inf)
+    assert slow.worth_encoding_ahead(0.0)
+    assert Costs().worth_encoding_ahead(inf)
+    early, late = both(0.5, 1.0)
+    answer = simulated([early, late], encode_s=0.5, encode_lanes=1)
+    assert answer.stats.wall_s < STEPS * 0.575
+
+
 def measured(*, encode_s: float, search_s: float = 0.001, step_s: float = 0.5) -> Costs:
     costs = Costs()
     for _ in range(3):
         costs.wrote(step_s, 0.0, 0.0)
         costs.searched(Searched(1, search_s))
-        costs.encoded(encode_s)
+        costs.encoded(encode_s, 8)
     return costs
 
 
@@ -95,7 +132,7 @@ def test_what_an_early_guess_hides() -> None:
         until_s = time.thread_time() + 0.002
         while time.thread_time() < until_s:
             pass
-    costs.encoded(0.15)
+    costs.encoded(0.15, 8)
     assert not costs.worth_guessing(early=True)
     assert not costs.worth_writing(early=True)
 

@@ -171,11 +171,11 @@ def test_it_makes_no_guess_while_this_process_encodes(
     monkeypatch.setattr(Repetition, "guess_after", watched)
     if awaited:
         answer, engine = asyncio.run(_on_asyncio(Awaited()))
-        assert engine._session.costs.encoder._samples
+        assert engine._session.costs.encoder._by_process
     else:
         with Engine(Chapters(), Topics()) as threads:
             answer = threads.run(PROMPT)
-        assert threads._session.costs.encoder._samples
+        assert threads._session.costs.encoder._by_thread
 
     assert answer == plain(Chapters(), Topics(), PROMPT)
     assert guesses
