@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ralmspec_plugins.effects import Encode, InFlight
+from ralmspec_plugins.effects import Completed, Encode, InFlight, Work
 from ralmspec_plugins.parts import Parts
 from ralmspec_plugins.scheduling.policy import Policy
 from ralmspec_plugins.types import Query
@@ -34,7 +34,7 @@ class EncodingLanes:
         self._encoding = in_flight.encoding  # by text
         self._parts = parts
         self._policy = policy
-        self._cancelled: set[Encode] = set()
+        self._cancelled: set[Work] = set()
 
     def to_cancel(self, waiting: Mapping[str, EncodingWanted]) -> list[Encode]:
         """Return the encodings to cancel, so that these queries can be encoded."""
@@ -65,8 +65,10 @@ class EncodingLanes:
         stop_s = self._parts.stop_encode_s
         return self._policy is not None and not self._policy.worth_encoding_ahead(stop_s)
 
-    def ended(self, need: Encode) -> bool:
-        """Record that an encoding has ended; return whether it was cancelled."""
-        cancelled = need in self._cancelled
-        self._cancelled.discard(need)
+    def ended(self, done: Completed) -> bool:
+        """Record an encoding that has ended; return whether it was cancelled."""
+        if self._policy is not None and done.error is None:
+            self._policy.encoded(done.took_s, self._parts.encode_lanes)
+        cancelled = done.need in self._cancelled
+        self._cancelled.discard(done.need)
         return cancelled

@@ -349,13 +349,11 @@ class SpeculationWindow:
         """Set the encoded query, or the error, of every step that waits for it."""
         assert isinstance(done.need, Encode)
         text = done.need.query.text
-        stopped |= self.lanes.ended(done.need) and isinstance(done.error, Cancelled)
+        stopped |= self.lanes.ended(done) and isinstance(done.error, Cancelled)
         self.in_flight.complete(done.need, 0)
         self.metrics.done(done)
         if done.error is None:
             self.cascade.note_encoded(text, done.value)
-            if self.policy is not None:
-                self.policy.encoded(done.took_s, self.parts.encode_lanes)
         elif stopped:
             return  # a step that waits for it requests it again
         for step in self.steps:
