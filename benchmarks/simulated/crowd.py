@@ -302,7 +302,9 @@ class LoadSimulation:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if latencies.contention or latencies.slows_searches:
             raise ConfigError("a crowd has no contention; give curves measured under load instead")
-        self._session = Session(workload, retriever, settings, clock=lambda: 0.0, timed=False)
+        self._session = Session(
+            workload, retriever, settings, clock=lambda: 0.0, timed=False, stop_encode_s=0.0
+        )
         self._latencies = latencies
         self._lanes = lanes
         self._max_batch = max_batch
