@@ -72,10 +72,9 @@ class StepGuesses:
         if step.guessed:
             return None
         self._requested = policy.worth_guessing(early=not step.encoded)  # the latest says why not
-        if not self._requested:
-            return None
-        self._had_room = policy.has_room()  # if not, the speculators are called when there may be
-        if not self._had_room:
+        # Without room the speculators are called when there may be.
+        self._had_room = not self._requested or policy.has_room()
+        if not self._requested or not self._had_room:
             return None
         step.guessed = True
         cascade.catch_up()

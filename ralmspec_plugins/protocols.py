@@ -200,9 +200,10 @@ class Retriever(Protocol):
 
     Optional: `inline_encode` is true if `encode` takes microseconds, and
     may be called by the loop itself instead of a worker; `encode_lanes` is the number of
-    encodings that may run in parallel (default 1: a local encoder uses the whole machine, a
-    hosted one serves many calls); `unencoded(text)` returns the query of a text
-    before it is encoded, with the same key; `aencode()` and `asearch()` are for `AsyncEngine`.
+    encodings of a request that may run in parallel (default 1: a local encoder uses the whole
+    machine, a hosted one serves many calls), read again before each one; `unencoded(text)`
+    returns the query of a text before it is encoded, with the same key; `aencode()` and
+    `asearch()` are for `AsyncEngine`.
     """
 
     @property

@@ -129,7 +129,7 @@ def _instruments() -> dict[str, Any]:
             "ralmspec.tokens.discarded", description="tokens that no answer has"
         ),
         "encodings": meter.create_counter(
-            "ralmspec.encodings.discarded", description="encodings that no answer used"
+            "ralmspec.encodings.discarded", description="encodings that no answer used, or repeated"
         ),
         "request": meter.create_histogram("ralmspec.request.duration", unit="s"),
         "search": meter.create_histogram("ralmspec.retrieval.duration", unit="s"),

@@ -723,8 +723,8 @@ BUGS = (
     Bug(
         "speculators are called while the model has no room",
         "ralmspec_plugins/guesses.py",
-        "        if not self._had_room:\n            return None\n",
-        "",
+        "if not self._requested or not self._had_room:",
+        "if not self._requested:",
         LOAD,
     ),
     Bug(
@@ -754,6 +754,20 @@ BUGS = (
         "min(encode_s, most_s)",
         "encode_s",
         ENCODINGS,
+    ),
+    Bug(
+        "what a wrong guess is assumed to cost is never tried out",
+        "ralmspec_plugins/scheduling/cost_model.py",
+        "return fading * (self.step_s or 0.0) * self.STOP_SHARE",
+        "return (self.step_s or 0.0) * self.STOP_SHARE",
+        ENCODINGS,
+    ),
+    Bug(
+        "a crowd on an event loop is not seen",
+        "ralmspec_plugins/scheduling/load.py",
+        "            with self._lock:\n                self._read()\n\n    def observe",
+        "            pass\n\n    def observe",
+        LOAD,
     ),
     Bug(
         "how many encodings a retriever bears is read once",

@@ -339,6 +339,8 @@ class Session:
 
     async def asearch(self, queries: Sequence[Query], *, widely: bool = True) -> list[SearchResult]:
         """Search one batch with an asynchronous retriever."""
+        if self._is_timed_here:
+            self.costs.store.awaited()
         wide: Any = self._awide
         plainly: Any = self.retriever
         if wide is None or not widely:

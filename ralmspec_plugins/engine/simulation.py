@@ -48,7 +48,7 @@ class Latencies:
         overhead_s: the engine's overhead for a piece of work.
         stop_s: the maximum time until a cancelled segment has stopped.
         stop_encode_s: the maximum time until a cancelled encoding has stopped: 0 if it is awaited,
-            infinite in a thread.
+            as by `AsyncEngine`; infinite in the threads of `Engine`.
         contention: 0: searches and generation do not slow each other down; 1: each takes twice as
             long during the other, as on one machine that either of them uses fully.
         search_contention: of searches, if it differs from that of generation.

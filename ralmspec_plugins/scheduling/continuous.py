@@ -33,7 +33,7 @@ class ContinuousPolicy:
         self._trial_from: int | None = None  # pending queries at the start of a trial
 
     def has_room(self) -> bool:
-        """Return whether the model is not busy with the segments of other requests."""
+        """Return whether the model has room next to other requests, and these are no crowd."""
         return not self._costs.is_swamped and self._costs.load.has_room()
 
     def worth_guessing(self, *, early: bool = False) -> bool:
@@ -51,7 +51,7 @@ class ContinuousPolicy:
     def may_write(self, view: SchedulerState) -> bool:
         """Return whether speculation saves more than wrong guesses cost.
 
-        The window has room, and the model is not busy with the segments of other requests.
+        The window has room, and so has the model, next to other requests.
         """
         if not self.has_room():
             return False

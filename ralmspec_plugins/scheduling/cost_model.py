@@ -367,10 +367,10 @@ class Costs:
     @property
     def stop_s(self) -> float:
         """The usual seconds that a wrong guess costs; a share of a step before one was measured."""
+        fading: float = self.FADING_STOP**self._since_stop
         if self._stops:
-            fading: float = self.FADING_STOP**self._since_stop
             return fading * sum(self._stops) / len(self._stops)
-        return (self.step_s or 0.0) * self.STOP_SHARE
+        return fading * (self.step_s or 0.0) * self.STOP_SHARE
 
     def worth_writing_beside(self, ahead: int) -> bool:
         """Return whether to generate during a search, after this many unverified guesses.

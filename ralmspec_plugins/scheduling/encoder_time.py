@@ -18,7 +18,8 @@ class EncoderTime:
 
     An encoder may wait for another machine, or compute in this process; the latter delays what is
     generated meanwhile. It is sampled. An encoding that its thread computed is one of this process,
-    but for the first: a client that is set up then may compute much before it waits. Among many
+    but for the first, once there is a second: a client that is set up then may compute much before
+    it waits. Among many
     threads that compute, each does for a small share of its time, so any two of the last samples
     decide. What the whole process computes may be something else; there most samples decide.
     Thread-safe: of samples that are taken at the same time one may be lost.

@@ -152,17 +152,26 @@ class StoreTime:
         own_s = self._own_clock() - own_s
         self.observe(self._clock() - began_s, own_s)
 
+    def awaited(self) -> None:
+        """Count a search that was awaited: how busy the process is, is sampled as in threads."""
+        if self._clock() >= self._next_s:
+            with self._lock:
+                self._read()
+
     def observe(self, seconds: float, own_s: float) -> None:
         """Record the duration of a search, and the seconds that its thread computed."""
-        now = self._clock(), self._computed()
         with self._lock:
             self._since = 0 if own_s >= OWN * seconds else self._since + 1
             self._own.append(own_s)
-            passed_s, computed_s = now[0] - self._reading[0], now[1] - self._reading[1]
-            self._next_s = now[0] + SAMPLED_S
-            if passed_s >= SAMPLED_S / 2:
-                self._is_busy = computed_s >= BUSY * passed_s
-                self._reading = now
+            self._read()
+
+    def _read(self) -> None:
+        now = self._clock(), self._computed()
+        passed_s, computed_s = now[0] - self._reading[0], now[1] - self._reading[1]
+        self._next_s = now[0] + SAMPLED_S
+        if passed_s >= SAMPLED_S / 2:
+            self._is_busy = computed_s >= BUSY * passed_s
+            self._reading = now
 
     def begin(self, request: object) -> None:
         """Count a request, until it ends or is not referenced any more.

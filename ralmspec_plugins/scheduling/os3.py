@@ -150,7 +150,7 @@ class FixedStridePolicy:
         self._stride = stride
 
     def has_room(self) -> bool:
-        """Return true: the paper's schedules see their own request."""
+        """Return true: the paper's schedules do not count the segments of other requests."""
         return True
 
     def worth_guessing(self, *, early: bool = False) -> bool:

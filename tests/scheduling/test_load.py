@@ -330,6 +330,22 @@ def test_nothing_is_guessed_for_a_crowd_that_uses_the_processor_up(
     assert policy.worth_guessing()
 
 
+def test_a_crowd_on_an_event_loop_is_seen_too() -> None:
+    """Its searches are awaited, and say nothing of where they are computed."""
+    clocks = Clocks()
+    store = clocks.store(requests=9)
+    seen = []
+    for busy in (1.0, 0.2, 0.9):
+        clocks.now_s += 0.2
+        clocks.computed_s += busy * 0.2
+        store.awaited()
+        store.awaited()  # not sampled: just now it was
+        seen.append(store.is_swamped)
+
+    assert seen == [True, False, True]
+    assert not store.computes_here
+
+
 def test_no_speculator_is_called_while_the_model_has_no_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -60,6 +60,20 @@ def test_no_second_guess_is_asked_for() -> None:
     assert answer.stats.replaced <= 1
 
 
+def test_what_a_wrong_guess_costs_is_tried_out() -> None:
+    """Half of a step is assumed before one was stopped, and that fades as guesses are right."""
+    costs = measured(encode_s=0.15, step_s=1.0)
+    worth = []
+    for number in range(120):
+        costs.record_outcome(accepted=number % 5 != 0)
+        worth.append(costs.worth_writing(0.1, early=True))
+    assert not any(worth[:10])
+    assert worth[-1]
+    costs.stopped(0.5)
+    costs.record_outcome(accepted=False)
+    assert not costs.worth_writing(0.1, early=True)
+
+
 @pytest.mark.parametrize("schedule", [Continuous(lanes=8), OptimalStride()])
 def test_wrong_guesses_cost_little(schedule: Any) -> None:
     """They end where stopping the segments would take more than is hidden."""
