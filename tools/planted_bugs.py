@@ -272,7 +272,7 @@ BUGS = (
     Bug(
         "before one was stopped, wrong guesses are taken to cost nothing",
         "ralmspec_plugins/scheduling/cost_model.py",
-        "        return (self.step_s or 0.0) * self.STOP_SHARE\n",
+        "        return fading * (self.step_s or 0.0) * self.STOP_SHARE\n",
         "        return 0.0\n",
         "tests/scheduling/test_schedules.py",
     ),
