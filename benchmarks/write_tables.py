@@ -38,7 +38,7 @@ ABLATIONS = ("stride", "cache", "prefetch", "interval", "window", "lanes", "late
 PAPER, MEASURED = "paper/results.json", "ablations/results.json"  # of `python -m benchmarks`
 AT_ONCE = "at_once/results.json"  # `paper --only "at once"`, measured again later
 PARITY = "parity/results.json"  # `ablations --only ...` for what the paper varied, too
-OF_PAPER = ("stride", "cache", "prefetch")
+OF_PAPER = ("stride", "prefetch")
 SLOWER = "slower/results.json"
 LABELS = {
     "stride": "guesses per verification",
