@@ -186,7 +186,6 @@ class Costs:
         self._searches = 0
         self._segments: deque[float] = deque(maxlen=RECENT)
         self._encodings: deque[float] = deque(maxlen=RECENT)
-        self._encode_lanes = 1
         self._since_stop = 0  # outcomes since a segment was last stopped
         self._guessing: deque[float] = deque(maxlen=RECENT)
         self._guess_s = 0.0  # usual duration of a guess
@@ -257,7 +256,6 @@ class Costs:
             lanes: how many may be made at a time.
         """
         self._encodings.append(seconds)
-        self._encode_lanes = lanes
         encode_s, segment_s = _usual(self._encodings), _usual(self._segments)
         # Of right guesses, one is encoded every encode_s / lanes: with few lanes less is hidden.
         most_s = segment_s + encode_s * (1 - 1 / lanes) if self._segments else inf

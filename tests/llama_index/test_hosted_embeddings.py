@@ -2,15 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from llama_index.core import VectorStoreIndex
 
-from ralmspec_plugins.scheduling import encoder_time
-from ralmspec_plugins.scheduling.cost_model import Costs
 from tests.calls_at_once import CallsAtOnce
+from tests.guessing_pays import guessing_has_to_pay  # noqa: F401 a fixture
 from tests.llama_index.engine_parts import WordEmbedding, report_in, seen
 from tests.llama_index.rag_parts import QUESTIONS, HashLLM, digest, made_nodes, pair
 
@@ -31,17 +29,7 @@ class Hosted(WordEmbedding):
         return vector
 
 
-@pytest.fixture(autouse=True)
-def as_users_have_it() -> Iterator[None]:
-    """Undo what tests/conftest.py sets, so that guessing has to pay."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Costs, "SIDE_BY_SIDE_S", 0.003)
-        patch.setattr(Costs, "WORTH_GUESSING", 0.05)
-        patch.setattr(Costs, "WORTH_WRITING", 0.05)
-        patch.setattr(encoder_time, "BY_PROCESS", 0.95)  # the model of these tests computes, too
-        yield
-
-
+@pytest.mark.usefixtures("guessing_has_to_pay")
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_embeddings_are_hidden_and_made_side_by_side(asynchronous: bool) -> None:
     """In the first request, too. The search takes microseconds: it alone is not worth a guess."""
